@@ -1,0 +1,188 @@
+"""The declared cluster: typed, immutable, parsed from the one file a user edits.
+
+Parsing assumes a document that :mod:`validate` found without problems; it fills in the
+defaults and nothing else. What follows from the declaration (flags, certificates, peers) is
+derived layer by layer in the sibling modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import netaddr
+
+#: Roles in the order in which the layers build on each other.
+ROLES = ("ca", "lb", "etcd", "master", "node")
+
+#: Networks that can carry the pods.
+POD_NETWORKS = ("routes", "flannel")
+
+#: Parts whose settings a site may override, each with ``flags`` and ``config``.
+COMPONENTS = (
+    "haproxy",
+    "keepalived",
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "containerd",
+    "kubelet",
+    "kube-proxy",
+)
+
+#: Defaults of ``timers``, in seconds. Together they bound how long a dead host is noticed by no one.
+TIMERS = MappingProxyType(
+    {
+        "vip_advert": 0.2,  # VRRP advertisement; the VIP moves after about three missed ones
+        "api_check": 0.5,  # haproxy's health check of each API server
+        "node_status": 2,  # kubelet's look at its own node
+        "node_grace": 20,  # silence after which a node counts as not ready
+        "pod_eviction": 60,  # how long pods stay bound to a node that is not ready
+    }
+)
+
+#: Defaults of ``certificates``, in days.
+CERTIFICATES = MappingProxyType({"days": 365, "renew_before": 60, "authority_days": 3650})
+
+#: Host paths that several layers agree on.
+PATHS = MappingProxyType(
+    {
+        "artifacts": "/opt/indigo",
+        "kubernetes": "/etc/kubernetes",
+        "pki": "/etc/kubernetes/pki",
+        "tokens": "/etc/kubernetes/tokens",
+        "etcd": "/etc/etcd",
+        "etcd_pki": "/etc/etcd/pki",
+        "etcd_data": "/var/lib/etcd",
+        "authorities": "/etc/indigo/ca",
+    }
+)
+
+API_PORT = 6443
+VIP_PORT = 8443
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host: its minion id, the address the cluster reaches it at, and its roles."""
+
+    id: str
+    address: str
+    roles: tuple[str, ...]
+    interface: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Name in Kubernetes and in etcd: the minion id in lower case, as DNS wants it."""
+        return self.id.lower()
+
+
+@dataclass(frozen=True)
+class Vip:
+    """The virtual address that clients use, held by one load balancer at a time."""
+
+    address: str
+    interface: str
+    port: int = VIP_PORT
+    router_id: int = 51
+
+    @property
+    def url(self) -> str:
+        """Base URL of the API through the load balancers.
+
+        >>> Vip("10.0.0.10", "eth0").url
+        'https://10.0.0.10:8443'
+        """
+        return f"https://{self.address}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The whole declaration with its defaults filled in."""
+
+    name: str
+    hosts: Mapping[str, Host]
+    vip: Vip
+    services: str
+    pods: str
+    network: str = "routes"
+    domain: str = "cluster.local"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    timers: Mapping[str, float] = field(default_factory=lambda: TIMERS)
+    certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
+    addons: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_role(self, role: str) -> tuple[Host, ...]:
+        """Hosts that carry a role, in the order of the declaration."""
+        return tuple(host for host in self.hosts.values() if role in host.roles)
+
+    @property
+    def ca(self) -> Host:
+        """The host whose minion signs certificates."""
+        return self.with_role("ca")[0]
+
+    @property
+    def api_service(self) -> str:
+        """Address of the service ``kubernetes.default``: the first of the service network."""
+        return str(netaddr.IPNetwork(self.services)[1])
+
+    @property
+    def dns_service(self) -> str:
+        """Address of the cluster's DNS service: the tenth of the service network."""
+        return str(netaddr.IPNetwork(self.services)[10])
+
+    def override(self, component: str, kind: str) -> dict[str, Any]:
+        """Settings a site gives a component: ``kind`` is ``flags`` or ``config``."""
+        return dict(self.overrides.get(component, {}).get(kind, {}))
+
+
+def parse(document: Mapping[str, Any]) -> Cluster:
+    """Turn a validated document into a :class:`Cluster`.
+
+    Args:
+        document: The parsed YAML of ``pillar/cluster.yaml``, without problems.
+
+    Returns:
+        The cluster with defaults filled in. ``versions`` holds every pinned part.
+
+    Example:
+        >>> doc = {"name": "x", "vip": {"address": "10.0.0.9", "interface": "eth0"},
+        ...        "hosts": {"a": {"address": "10.0.0.1", "roles": ["ca"]}},
+        ...        "networks": {"services": "10.96.0.0/16", "pods": "10.244.0.0/16"}}
+        >>> parse(doc).ca.address
+        '10.0.0.1'
+    """
+    from .versions import resolve  # here, so that reading a cached view stays cheap
+
+    hosts = {
+        str(id_): Host(
+            id=str(id_),
+            address=str(netaddr.IPAddress(spec["address"])),
+            roles=tuple(role for role in ROLES if role in spec["roles"]),
+            interface=spec.get("interface"),
+        )
+        for id_, spec in document["hosts"].items()
+    }
+    networks = document["networks"]
+    return Cluster(
+        name=document["name"],
+        hosts=hosts,
+        vip=Vip(**document["vip"]),
+        services=str(netaddr.IPNetwork(networks["services"]).cidr),
+        pods=str(netaddr.IPNetwork(networks["pods"]).cidr),
+        network=document.get("network", "routes"),
+        domain=document.get("domain", "cluster.local"),
+        versions=resolve(document.get("versions", {})),
+        artifacts=document.get("artifacts", {}),
+        images=document.get("images", {}),
+        overrides=document.get("overrides", {}),
+        timers={**TIMERS, **document.get("timers", {})},
+        certificates={**CERTIFICATES, **document.get("certificates", {})},
+        addons=document.get("addons", {}),
+    )

@@ -1,0 +1,36 @@
+"""What the test suites share: paths, and loading of Salt extension modules outside Salt."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load(kind: str, name: str) -> ModuleType:
+    """Import ``<kind>/<name>.py`` under a name of its own.
+
+    A state module and an execution module often share a name, so neither may be imported
+    as a plain top-level module.
+
+    Args:
+        kind: Folder of the extension: ``_modules``, ``_states`` or ``_runners``.
+        name: Module name without suffix.
+
+    Returns:
+        The freshly executed module.
+
+    Example:
+        >>> load("_states", "indigo_health").__name__
+        'indigo_under_test__states_indigo_health'
+    """
+    path = ROOT / kind / f"{name}.py"
+    unique = f"indigo_under_test_{kind}_{name}"
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
