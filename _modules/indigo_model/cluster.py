@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -118,9 +119,17 @@ class Cluster:
     certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
     addons: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def _by_role(self) -> Mapping[str, tuple[Host, ...]]:
+        # Computed once: deriving every host's view asks for roles again and again.
+        return {
+            role: tuple(host for host in self.hosts.values() if role in host.roles)
+            for role in ROLES
+        }
+
     def with_role(self, role: str) -> tuple[Host, ...]:
         """Hosts that carry a role, in the order of the declaration."""
-        return tuple(host for host in self.hosts.values() if role in host.roles)
+        return self._by_role[role]
 
     @property
     def ca(self) -> Host:

@@ -1,0 +1,283 @@
+"""The model: from the file a user edits to each host's view.
+
+This is the edge to Salt of a pure package. On the Salt master the pillar (``pillar/view.sls``),
+the orchestration and the runners call the functions below. They read ``cluster.yaml`` from the
+first pillar root that has one.
+
+Views are derived for all hosts at once, when the file or this code has changed, and are kept
+under the master's ``cachedir``. A minion's pillar is then the reading of one small file, so its
+cost does not grow with the number of hosts. A view holds no secret.
+"""
+
+# Submodules are imported inside the functions: Salt's loader registers a package in sys.modules
+# only after it has run (salt/loader/lazy.py, LazyLoader._load_module).
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+try:
+    import netaddr  # noqa: F401
+
+    HAS_NETADDR = True
+except ImportError:
+    HAS_NETADDR = False
+
+__virtualname__ = "indigo_model"
+__func_alias__ = {"view_": "view"}
+
+CLUSTER_FILE = "cluster.yaml"
+
+
+def __virtual__() -> str | tuple[bool, str]:
+    if not HAS_NETADDR:
+        return False, "indigo_model needs the Python library netaddr where the Salt master runs"
+    return __virtualname__
+
+
+def cluster_file() -> str:
+    """Path of the file that declares the cluster.
+
+    Returns:
+        The first ``cluster.yaml`` found in the pillar roots of the environment ``base``.
+
+    Raises:
+        CommandExecutionError: No pillar root has the file.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.cluster_file
+    """
+    roots = [str(root) for root in __opts__.get("pillar_roots", {}).get("base", [])]
+    for root in roots:
+        path = os.path.join(root, CLUSTER_FILE)
+        if os.path.isfile(path):
+            return path
+    raise CommandExecutionError(
+        f"No {CLUSTER_FILE} found in pillar_roots ({', '.join(roots) or 'none set'}): "
+        "write one from the example pillar/cluster.yaml, or add its folder to pillar_roots "
+        "in the Salt master's configuration"
+    )
+
+
+def problems() -> list[str]:
+    """Everything that is wrong with the declared cluster.
+
+    Returns:
+        One sentence a problem: the key, what was found, what is expected and what to do.
+        An empty list when the cluster can be deployed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.problems
+    """
+    from . import derive, validate
+    from .cluster import parse
+
+    try:
+        document = _document()
+    except (ValueError, OSError, CommandExecutionError) as err:
+        return [str(err)]
+    found = validate.problems(document)
+    if not found:
+        # What only shows when a view is derived: a checksum that nobody gave.
+        try:
+            cluster = parse(document)
+            seen: set[tuple[str, ...]] = set()
+            for host in cluster.hosts.values():
+                if host.roles not in seen:
+                    seen.add(host.roles)
+                    derive.pillar(cluster, host)
+        except ValueError as err:
+            found = [str(err)]
+    return found
+
+
+def pillar(minion_id: str) -> dict[str, Any]:
+    """The pillar of one minion: its view, or nothing for a host that is not declared.
+
+    Args:
+        minion_id: Id of the minion, as the Salt master authenticated it.
+
+    Returns:
+        ``{"indigo": view}``, with ``x509_signing_policies`` on the CA host; ``{}`` for others.
+
+    Raises:
+        CommandExecutionError: The declared cluster has problems; all of them are named.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.pillar node1
+    """
+    if "/" in minion_id or minion_id.startswith("."):
+        return {}
+    folder = _views()
+    try:
+        return json.loads((folder / f"{minion_id}.json").read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def view_(minion_id: str) -> dict[str, Any]:
+    """The view of one declared host.
+
+    Raises:
+        CommandExecutionError: The host is not declared.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.view node1
+    """
+    found = pillar(minion_id)
+    if not found:
+        raise CommandExecutionError(
+            f"{minion_id} is not declared: add it under `hosts` in {cluster_file()}"
+        )
+    return found["indigo"]
+
+
+def plan() -> dict[str, Any]:
+    """What orchestrations and runners need to know of the whole cluster.
+
+    Returns:
+        ``cluster`` (name), ``hosts`` (id to address, roles, Kubernetes ``name`` and the
+        ``digest`` of its pillar), ``roles`` (role to list of ids), ``vip``, ``url`` (API through
+        the VIP), ``versions`` and ``identities`` (see :mod:`tokens`).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.plan
+    """
+    return json.loads((_views() / "plan").read_text())
+
+
+def hosts(*roles: str) -> list[str]:
+    """Ids of the declared hosts that have any of the roles (all hosts without arguments).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.hosts master
+    """
+    declared = plan()
+    if not roles:
+        return list(declared["hosts"])
+    wanted = {id_ for role in roles for id_ in declared["roles"].get(role, [])}
+    return [id_ for id_ in declared["hosts"] if id_ in wanted]
+
+
+def tokens_plan() -> dict[str, Any]:
+    """What the replication of tokens needs: masters, nodes, identities, cluster name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.tokens_plan
+    """
+    declared = plan()
+    return {
+        "cluster": declared["cluster"],
+        "masters": declared["roles"]["master"],
+        "nodes": declared["roles"]["node"],
+        "identities": declared["identities"],
+    }
+
+
+def _document() -> dict[str, Any]:
+    from . import validate
+
+    path = cluster_file()
+    return validate.load(Path(path).read_text(encoding="utf-8"), path)
+
+
+def _stamp() -> str:
+    """Changes when the declared cluster or this code changes."""
+    from . import derive
+
+    files = [Path(cluster_file()), *sorted(Path(__file__).parent.glob("*.py"))]
+    stats = [file.stat() for file in files]
+    return derive.digest(
+        [[str(f), s.st_mtime_ns, s.st_size, s.st_ino] for f, s in zip(files, stats, strict=True)]
+    )[:16]
+
+
+def _views() -> Path:
+    """Folder with every host's pillar, derived anew when the stamp has changed."""
+    cache = Path(__opts__["cachedir"]) / "indigo"
+    folder = cache / f"views-{_stamp()}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # One process derives, the others wait for it: all minions ask at once after a change.
+    with open(cache / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _derive_all(folder)
+    return folder
+
+
+def _derive_all(folder: Path) -> None:
+    from . import derive, tokens, validate
+    from .cluster import ROLES, parse
+
+    try:
+        document = _document()
+        found = validate.problems(document)
+        if found:
+            raise ValueError("\n".join(found))
+        cluster = parse(document)
+        pillars = {id_: derive.pillar(cluster, host) for id_, host in cluster.hosts.items()}
+    except ValueError as err:
+        raise CommandExecutionError(f"{cluster_file()} cannot be used:\n{err}") from err
+    summary = {
+        "cluster": cluster.name,
+        "hosts": {
+            id_: {
+                "address": host.address,
+                "roles": list(host.roles),
+                "name": host.name,
+                "digest": derive.digest(pillars[id_]),
+            }
+            for id_, host in cluster.hosts.items()
+        },
+        "roles": {role: [host.id for host in cluster.with_role(role)] for role in ROLES},
+        "vip": {"address": cluster.vip.address, "interface": cluster.vip.interface},
+        "url": cluster.vip.url,
+        "versions": dict(cluster.versions),
+        "identities": tokens.identities(cluster),
+    }
+    made = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
+    try:
+        for id_, data in pillars.items():
+            (made / f"{id_}.json").write_text(json.dumps(data))
+        (made / "plan").write_text(json.dumps(summary))
+        os.rename(made, folder)
+    except OSError as err:
+        shutil.rmtree(made, ignore_errors=True)
+        raise CommandExecutionError(
+            f"Views cannot be written to {folder.parent}: {err}; free space there or set "
+            "`cachedir` of the Salt master"
+        ) from err
+    for old in folder.parent.glob("views-*"):
+        if old != folder:
+            shutil.rmtree(old, ignore_errors=True)
