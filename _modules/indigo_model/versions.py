@@ -209,7 +209,7 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
 SUCCESSORS: Mapping[str, Mapping[str, str]] = MappingProxyType({})
 
 #: Configuration kinds and the API versions that the releases read, newest last.
-#: kind -> [(first minor, apiVersion)]: the entry with the highest minor not above the release's holds.
+#: kind -> [(first minor, apiVersion)]: the last entry not above the release's minor holds.
 API_VERSIONS: Mapping[str, tuple[tuple[int, str], ...]] = MappingProxyType(
     {
         "KubeletConfiguration": ((20, "kubelet.config.k8s.io/v1beta1"),),
