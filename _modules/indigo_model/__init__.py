@@ -169,6 +169,20 @@ def plan() -> dict[str, Any]:
     return json.loads((_views() / "plan").read_text())
 
 
+def host_problems(facts: dict[str, Any]) -> list[str]:
+    """What preflight finds wrong about the hosts, see :mod:`preflight`.
+
+    Args:
+        facts: By minion id, the answer of ``indigo_preflight.facts``.
+
+    Returns:
+        One sentence a problem, naming the host or the key.
+    """
+    from . import preflight
+
+    return preflight.host_problems(plan(), facts)
+
+
 def hosts(*roles: str) -> list[str]:
     """Ids of the declared hosts that have any of the roles (all hosts without arguments).
 

@@ -1,0 +1,346 @@
+"""Steps of an orchestration that concern the whole cluster.
+
+They run on the Salt master, inside ``state.orchestrate``, and have a test mode like any state.
+Preflight alone does the same in both modes: it reads, and brings minions this project's modules
+and their current pillar, which changes nothing a host runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import salt.utils.event
+from salt.exceptions import CommandExecutionError
+
+log = logging.getLogger(__name__)
+
+#: Seconds for an answer that needs no waiting for a service.
+ANSWER = 20
+
+
+def __virtual__() -> str | tuple[bool, str]:
+    if "indigo_model.plan" not in __salt__:
+        return False, "indigo_cluster runs in orchestrations on the Salt master, with the model"
+    return "indigo_cluster"
+
+
+def preflight(name: str) -> dict[str, Any]:
+    """Refuse a deploy that cannot succeed, before any host is touched.
+
+    Checks the declared cluster, brings this project's modules and the current pillar to minions
+    that lack them, and compares what every host says of itself with the declaration.
+
+    Args:
+        name: What the step says of itself.
+
+    Returns:
+        A state's result. It fails with all problems at once, each with key or host and remedy.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Every host passes preflight:
+          indigo_cluster.preflight: []
+    """
+    _show_progress()
+    problems = __salt__["indigo_model.problems"]()
+    if problems:
+        return _failed(name, "The declared cluster has problems", problems)
+    plan = __salt__["indigo_model.plan"]()
+    try:
+        facts, errors = _current_facts(plan)
+    except CommandExecutionError as err:
+        return _failed(name, "The hosts cannot be asked", [str(err)])
+    problems = errors + [
+        problem
+        for problem in __salt__["indigo_model.host_problems"](facts)
+        # A host that answered with an error is named once, with that error.
+        if not any(problem.startswith(f"{error.split(':')[0]} (") for error in errors)
+    ]
+    if problems:
+        return _failed(name, "Hosts are not ready", problems)
+    return {
+        "name": name,
+        "result": True,
+        "changes": {},
+        "comment": f"{len(facts)} hosts answer and match the declared cluster {plan['cluster']}",
+    }
+
+
+def etcd_bootstrap(name: str) -> dict[str, Any]:
+    """Let etcd's members form a new cluster, if and only if none of them has ever had data.
+
+    A member starts a new cluster only where this step has left a grant. Grants are given when
+    every declared member answers, and none has data or all with data hold a grant too: that is
+    an earlier bootstrap which was interrupted. Otherwise members without data join.
+
+    Args:
+        name: What the step says of itself.
+
+    Returns:
+        A state's result; ``changes`` names the hosts that were given the grant.
+    """
+    plan = __salt__["indigo_model.plan"]()
+    members = plan["roles"]["etcd"]
+    facts = _ask(members, "indigo_etcd.facts")
+    try:
+        needing = grants_needed(members, facts)
+    except ValueError as err:
+        return _failed(name, "etcd cannot be bootstrapped", [str(err)])
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if not needing:
+        ret["comment"] = "etcd has data or may form its first quorum already"
+        return ret
+    ret["changes"] = {id_: {"old": None, "new": "bootstrap granted"} for id_ in needing}
+    if __opts__["test"]:
+        ret["result"] = None
+        ret["comment"] = f"{', '.join(needing)} would be allowed to form a new etcd cluster"
+        return ret
+    answers = _ask(
+        needing, "indigo_etcd.grant_bootstrap", kwarg={"cluster": plan["cluster"], "members": members}
+    )
+    silent = [id_ for id_ in needing if id_ not in answers or isinstance(answers[id_], str)]
+    if silent:
+        return _failed(
+            name,
+            "etcd's bootstrap was not granted everywhere",
+            [f"{id_}: {answers.get(id_, 'no answer')}; run indigo.deploy again" for id_ in silent],
+        )
+    ret["comment"] = f"{', '.join(needing)} may form a new etcd cluster"
+    return ret
+
+
+def whole(name: str, timeout: float = 180) -> dict[str, Any]:
+    """Wait until every declared node is ready, as the API tells through the VIP.
+
+    Args:
+        name: What the step says of itself.
+        timeout: Seconds to wait at most.
+
+    Returns:
+        A state's result without changes. It fails with each node that is not ready and why.
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if __opts__["test"]:
+        ret["result"] = None
+        ret["comment"] = "The API would be asked, through the VIP, until every node is ready"
+        return ret
+    plan = __salt__["indigo_model.plan"]()
+    nodes = [plan["hosts"][id_]["name"] for id_ in plan["roles"]["node"]]
+    answer: Any = None
+    for master in plan["roles"]["master"]:
+        answer = _ask(
+            [master],
+            "indigo_kube.wait_ready",
+            kwarg={"names": nodes, "timeout": timeout},
+            timeout=timeout + ANSWER,
+        ).get(master)
+        if isinstance(answer, Mapping):
+            break
+    if not isinstance(answer, Mapping):
+        return _failed(name, "No master answers", [str(answer or "no answer from any minion")])
+    if answer["problem"] or answer["missing"]:
+        problems = [f"node {node}: {why}" for node, why in sorted(answer["missing"].items())]
+        if answer["problem"]:
+            problems.insert(0, str(answer["problem"]))
+        return _failed(
+            name,
+            f"After {answer['waited']} s the cluster is not whole",
+            [*problems, "look at `journalctl -u kubelet` there, then run indigo.deploy again"],
+        )
+    ret["comment"] = f"Through the VIP: {len(nodes)} of {len(nodes)} nodes are ready"
+    return ret
+
+
+def grants_needed(members: Iterable[str], facts: Mapping[str, Any]) -> list[str]:
+    """Which etcd hosts must be allowed to form a new cluster.
+
+    Args:
+        members: Ids of the declared etcd hosts.
+        facts: By id, ``{"data": bool, "grant": bool}`` of the hosts that answered.
+
+    Returns:
+        Ids to grant, all of the members or none.
+
+    Raises:
+        ValueError: A member without data cannot be judged because another does not answer.
+
+    Example:
+        >>> grants_needed(["a", "b"], {"a": {"data": False, "grant": False},
+        ...                            "b": {"data": False, "grant": True}})
+        ['a']
+        >>> grants_needed(["a", "b"], {"a": {"data": True, "grant": False},
+        ...                            "b": {"data": False, "grant": False}})
+        []
+    """
+    members = list(members)
+    known = {id_: facts[id_] for id_ in members if isinstance(facts.get(id_), Mapping)}
+    silent = [id_ for id_ in members if id_ not in known]
+    if silent:
+        raise ValueError(
+            f"{', '.join(silent)} did not say whether etcd has data there "
+            f"({'; '.join(str(facts.get(id_, 'no answer')) for id_ in silent)}): a new cluster "
+            "could replace a living one. Bring the host back and run indigo.deploy again"
+        )
+    if any(fact["data"] for fact in known.values()):
+        return []
+    return [id_ for id_ in members if not known[id_]["grant"]]
+
+
+def stale(plan: Mapping[str, Any], facts: Mapping[str, Any], code: str) -> tuple[list, list]:
+    """Hosts that lack the current modules, and hosts that lack the current pillar.
+
+    Args:
+        plan: ``indigo_model.plan()``.
+        facts: By id, the answers of ``indigo_preflight.facts``; text where it is not available.
+        code: Fingerprint of the modules on the Salt master.
+    """
+    old_code = [
+        id_
+        for id_ in facts
+        if not isinstance(facts[id_], Mapping) or facts[id_].get("code") != code
+    ]
+    old_pillar = [
+        id_
+        for id_ in facts
+        if not isinstance(facts[id_], Mapping)
+        or facts[id_].get("pillar") != plan["hosts"][id_]["digest"]
+    ]
+    return old_code, old_pillar
+
+
+def _current_facts(plan: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Facts of the hosts that answer, and what went wrong on others that do."""
+    facts = _ask(plan["hosts"], "indigo_preflight.facts")
+    folders = [__opts__["module_dirs"][0], __opts__["states_dirs"][0]]
+    code = __salt__["indigo_preflight.code_digest"](folders)
+    old_code, old_pillar = stale(plan, facts, code)
+    if old_code:
+        _ask(old_code, "saltutil.sync_modules", timeout=120)
+        _ask(old_code, "saltutil.sync_states", timeout=120)
+    if old_pillar:
+        _ask(old_pillar, "saltutil.refresh_pillar", kwarg={"wait": True}, timeout=60)
+    if old_code or old_pillar:
+        facts.update(_ask(sorted({*old_code, *old_pillar}), "indigo_preflight.facts"))
+    errors = [
+        f"{id_}: {answer}; see /var/log/salt/minion there"
+        for id_, answer in facts.items()
+        if not isinstance(answer, Mapping)
+    ]
+    return {id_: fact for id_, fact in facts.items() if isinstance(fact, Mapping)}, errors
+
+
+def _ask(
+    hosts: Iterable[str],
+    function: str,
+    kwarg: Mapping[str, Any] | None = None,
+    timeout: float = ANSWER,
+) -> dict[str, Any]:
+    """Answers by minion id; a minion that did not answer is missing."""
+    hosts = list(hosts)
+    if not hosts:
+        return {}
+    answers = __salt__["saltutil.cmd"](
+        hosts, function, tgt_type="list", timeout=timeout, kwarg=dict(kwarg or {})
+    )
+    return {
+        id_: answer["ret"]
+        for id_, answer in answers.items()
+        if isinstance(answer, Mapping) and "ret" in answer
+    }
+
+
+def _failed(name: str, what: str, problems: Iterable[str]) -> dict[str, Any]:
+    listed = "\n".join(f"- {problem}" for problem in problems)
+    return {
+        "name": name,
+        "result": False,
+        "changes": {},
+        "comment": f"{what}. Nothing was changed by this step.\n{listed}",
+    }
+
+
+# Live progress -----------------------------------------------------------------------------------
+
+
+def describe(event: Mapping[str, Any], jobs: dict[str, dict[str, Any]]) -> str | None:
+    """One line for an event of the master's bus that says how far a deploy is, or None.
+
+    Args:
+        event: ``{"tag": str, "data": dict}`` as the event bus gives it.
+        jobs: State kept between calls: job id to what it does and who is expected.
+
+    Example:
+        >>> jobs = {}
+        >>> describe({"tag": "salt/job/1/new", "data": {"jid": "1", "fun": "state.sls",
+        ...           "arg": [{"mods": "x"}], "minions": ["a"]}}, jobs) is None
+        True
+        >>> describe({"tag": "salt/job/1/ret/a", "data": {"jid": "1", "id": "a", "fun": "state.sls",
+        ...           "fun_args": ["indigo.prepared"], "return": {"s": {"result": True,
+        ...           "changes": {"x": 1}}}}}, jobs)
+        'indigo.prepared  a done, 1 of 1 hosts (1 states, 1 changed)'
+    """
+    data = event.get("data", {})
+    parts = event.get("tag", "").split("/")
+    if len(parts) < 4 or parts[:2] != ["salt", "job"] or not data.get("fun", "").startswith("state."):
+        return None
+    job = jobs.setdefault(parts[2], {"expected": 0, "done": 0})
+    if parts[3] == "new":
+        job["expected"] = len(data.get("minions", []))
+        return None
+    if parts[3] != "ret":
+        return None
+    job["done"] += 1
+    states = data.get("return")
+    if not isinstance(states, Mapping):
+        outcome = "FAILED: " + " ".join(str(states).split())[:200]
+    else:
+        results = [one for one in states.values() if isinstance(one, Mapping)]
+        bad = [one for one in results if one.get("result") is False]
+        changed = sum(1 for one in results if one.get("changes"))
+        outcome = (
+            "FAILED: " + "; ".join(str(one.get("name", "?")) for one in bad)[:200]
+            if bad
+            else f"done, {job['done']} of {job['expected']} hosts "
+            f"({len(results)} states, {changed} changed)"
+        )
+    what = next((arg for arg in data.get("fun_args", []) if isinstance(arg, str)), data["fun"])
+    return f"{what}  {data['id']} {outcome}"
+
+
+def _show_progress() -> None:
+    """Print a line for every host that finishes a step, for as long as this salt-run lives."""
+    if os.path.basename(sys.argv[0]) != "salt-run" or getattr(_show_progress, "started", False):
+        return
+    _show_progress.started = True  # type: ignore[attr-defined]
+    opts = dict(__opts__)
+    threading.Thread(target=_watch, args=(opts, _print_line), daemon=True).start()
+
+
+def _print_line(line: str) -> None:
+    # stderr: `--out json` keeps stdout for the result.
+    print(line, file=sys.stderr, flush=True)
+
+
+def _watch(opts: dict[str, Any], show: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    jobs: dict[str, dict[str, Any]] = {}
+    try:
+        with salt.utils.event.get_event(
+            "master", sock_dir=opts["sock_dir"], opts=opts, listen=True
+        ) as bus:
+            while True:
+                event = bus.get_event(wait=1, tag="salt/job/", full=True)
+                line = describe(event, jobs) if event else None
+                if line:
+                    show(f"[{time.monotonic() - started:6.1f} s] {line}")
+    except Exception:
+        # Progress is a courtesy: without it the deploy goes on.
+        log.exception("Live progress ended")
