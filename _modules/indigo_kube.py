@@ -88,12 +88,17 @@ def status(server: str | None = None) -> dict[str, Any]:
     leaders: dict[str, Any] = {}
     for name in LEADERS:
         try:
-            lease = get(f"/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}", server)
+            lease = get(
+                f"/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/{name}", server
+            )
         except CommandExecutionError as err:
             leaders[name] = {"holder": None, "problem": str(err)}
         else:
             leaders[name] = leader(lease, time.time())
-    return {"nodes": {node["metadata"]["name"]: summary(node) for node in nodes}, "leaders": leaders}
+    return {
+        "nodes": {node["metadata"]["name"]: summary(node) for node in nodes},
+        "leaders": leaders,
+    }
 
 
 def wait_ready(names: Iterable[str], timeout: float = 120, interval: float = 0.5) -> dict[str, Any]:

@@ -104,7 +104,9 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
         ret["comment"] = f"{', '.join(needing)} would be allowed to form a new etcd cluster"
         return ret
     answers = _ask(
-        needing, "indigo_etcd.grant_bootstrap", kwarg={"cluster": plan["cluster"], "members": members}
+        needing,
+        "indigo_etcd.grant_bootstrap",
+        kwarg={"cluster": plan["cluster"], "members": members},
     )
     silent = [id_ for id_ in needing if id_ not in answers or isinstance(answers[id_], str)]
     if silent:
@@ -289,7 +291,9 @@ def describe(event: Mapping[str, Any], jobs: dict[str, dict[str, Any]]) -> str |
     """
     data = event.get("data", {})
     parts = event.get("tag", "").split("/")
-    if len(parts) < 4 or parts[:2] != ["salt", "job"] or not data.get("fun", "").startswith("state."):
+    if len(parts) < 4 or parts[:2] != ["salt", "job"]:
+        return None
+    if not data.get("fun", "").startswith("state."):
         return None
     job = jobs.setdefault(parts[2], {"expected": 0, "done": 0})
     if parts[3] == "new":

@@ -34,7 +34,7 @@ COMPONENTS = (
     "kube-proxy",
 )
 
-#: Defaults of ``timers``, in seconds. Together they bound how long a dead host is noticed by no one.
+#: Defaults of ``timers``, in seconds. Together they bound how long a dead host goes unnoticed.
 TIMERS = MappingProxyType(
     {
         "vip_advert": 0.2,  # VRRP advertisement; the VIP moves after about three missed ones
