@@ -1,0 +1,103 @@
+"""One screen for ``salt-run indigo.status``: problems first, then the layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import salt.output
+import salt.utils.color
+
+
+def __virtual__() -> str:
+    return "indigo_status"
+
+
+def output(data: Any, **kwargs: Any) -> str:
+    """Draw the assessed status of a cluster.
+
+    Args:
+        data: The data of ``indigo.status``; anything else is drawn as ``nested``.
+
+    Returns:
+        Lines for a terminal, with colours where Salt uses them.
+    """
+    if isinstance(data, Mapping) and "data" in data:
+        data = data["data"]
+    if not isinstance(data, Mapping) or "problems" not in data:
+        return salt.output.out_format(data, "nested", __opts__)
+    colors = salt.utils.color.get_colors(__opts__.get("color"), __opts__.get("color_theme", None))
+
+    def good(text: str) -> str:
+        return f"{colors['GREEN']}{text}{colors['ENDC']}"
+
+    def bad(text: str) -> str:
+        return f"{colors['RED']}{text}{colors['ENDC']}"
+
+    lines = [headline(data, good, bad)]
+    lines += [bad(f"  ! {problem}") for problem in data["problems"]]
+    lines.append("")
+    lines += _hosts(data["hosts"], good, bad)
+    lines.append("")
+    lines += summary(data)
+    return "\n".join(lines)
+
+
+def headline(data: Mapping[str, Any], good: Any, bad: Any) -> str:
+    """Name, version and the verdict."""
+    count = len(data["problems"])
+    verdict = good("all is well") if not count else bad(f"{count} problem{'s' * (count > 1)}")
+    return f"{data['cluster']}: Kubernetes {data['versions'].get('kubernetes', '?')}, {verdict}"
+
+
+def summary(data: Mapping[str, Any]) -> list[str]:
+    """The layers, a line each.
+
+    Example:
+        >>> summary({"vip": {"address": "10.0.0.9", "holders": ["lb1"]},
+        ...     "etcd": {"members": {}, "leader": None}, "api": {}, "tokens": {"in_step": True},
+        ...     "kubernetes": {"nodes": {}, "leaders": {}},
+        ...     "certificates": {"count": 0, "first": None}})[0]
+        '  VIP           10.0.0.9 on lb1'
+    """
+    etcd = data["etcd"]["members"]
+    healthy = sum(1 for member in etcd.values() if member["healthy"])
+    nodes = data["kubernetes"]["nodes"]
+    ready = sum(1 for node in nodes.values() if node["ready"])
+    leaders = "; ".join(
+        f"{name} on {(leader.get('holder') or 'no one').split('_')[0]}"
+        for name, leader in data["kubernetes"]["leaders"].items()
+    )
+    first = data["certificates"]["first"]
+    expiry = f", first to expire in {first['days_left']} days ({first['host']} {first['path']})"
+    rows = [
+        ("VIP", f"{data['vip']['address']} on {_listed(data['vip']['holders'])}"),
+        ("etcd", f"{healthy} of {len(etcd)} healthy, leader {data['etcd']['leader']}"),
+        ("API servers", _listed(f"{id_} {said}" for id_, said in data["api"].items())),
+        ("leaders", leaders or "unknown"),
+        ("nodes", f"{ready} of {len(nodes)} ready"),
+        ("certificates", f"{data['certificates']['count']} valid{expiry if first else ''}"),
+        ("tokens", "in step" if data["tokens"]["in_step"] else "not in step"),
+    ]
+    return [f"  {name:<13} {text}" for name, text in rows]
+
+
+def _hosts(hosts: Mapping[str, Any], good: Any, bad: Any) -> list[str]:
+    width = max((len(id_) for id_ in hosts), default=4)
+    lines = []
+    for id_, host in hosts.items():
+        if not host["answers"]:
+            state = bad("no answer")
+        else:
+            units = [
+                good(unit) if active else bad(f"{unit} stopped")
+                for unit, active in host["units"].items()
+            ]
+            state = " ".join(units) or good("answers")
+        roles = ",".join(host["roles"])
+        lines.append(f"  {id_:<{width}}  {host['address']:<15}  {roles:<18}  {state}")
+    return lines
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ", ".join(items) or "none"

@@ -1,0 +1,263 @@
+"""Look at the cluster from the Salt master.
+
+Deploying is an orchestration (``salt-run state.orchestrate indigo.deploy``); this runner shows
+what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import salt.client
+import salt.loader
+
+#: Days before expiry from which a certificate is a problem. State.apply renews it well before.
+EXPIRY = 14
+
+#: Seconds after which a leader that has not renewed its lease counts as lost.
+LEASE = 30
+
+
+def __virtual__() -> str:
+    return "indigo"
+
+
+def status(timeout: float = 15) -> dict[str, Any]:
+    """Show the cluster on one screen.
+
+    Asks every declared host once. Exits non-zero when something is wrong.
+
+    Args:
+        timeout: Seconds to wait for a host's answer.
+
+    Returns:
+        ``{"outputter": "indigo_status", "data": {...}}``; see :func:`assess` for the data, which
+        ``--out json`` prints as it is.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.status
+        salt-run indigo.status --out json
+    """
+    plan = _model("indigo_model.plan")
+    with salt.client.get_local_client(mopts=__opts__) as client:
+        reports = client.cmd(
+            list(plan["hosts"]),
+            "indigo_status.report",
+            kwarg={"kubernetes": True},
+            tgt_type="list",
+            timeout=timeout,
+        )
+    return {"outputter": "indigo_status", "data": assess(plan, reports)}
+
+
+def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the hosts' reports into what an operator wants to see, and into problems.
+
+    Args:
+        plan: ``indigo_model.plan()``.
+        reports: By minion id, the answers of ``indigo_status.report``. A host that did not answer
+            is missing; one that failed has text in place of a mapping.
+
+    Returns:
+        ``cluster``, ``versions``, ``hosts`` (id to address, roles, answers, units), ``vip``
+        (address, holders), ``etcd`` (members, leader), ``api`` (master to ``ok`` or the problem),
+        ``nodes``, ``leaders``, ``certificates`` (count, the one that expires first), ``tokens``
+        (in step or not), ``problems`` (sentences) and ``retcode`` (0 without problems, else 1).
+
+    Example:
+        >>> plan = {"cluster": "x", "versions": {}, "vip": {"address": "10.0.0.9"},
+        ...         "roles": {"lb": [], "etcd": [], "master": [], "node": []},
+        ...         "hosts": {"a": {"address": "10.0.0.1", "roles": ["lb"]}}}
+        >>> assess(plan, {})["problems"]
+        ['a (10.0.0.1) does not answer: see that it is up and that salt-minion runs there']
+    """
+    problems: list[str] = []
+    hosts: dict[str, Any] = {}
+    answered: dict[str, Mapping[str, Any]] = {}
+    for id_, host in plan["hosts"].items():
+        found = reports.get(id_)
+        hosts[id_] = {"address": host["address"], "roles": host["roles"], "answers": False}
+        if isinstance(found, Mapping):
+            answered[id_] = found
+            hosts[id_].update(answers=True, units=found["units"])
+            problems += [
+                f"{id_}: {unit} does not run: look at `journalctl -u {unit}` there, "
+                f"or run `salt {id_} state.apply`"
+                for unit, active in found["units"].items()
+                if not active
+            ]
+        elif found:
+            problems.append(f"{id_}: {' '.join(str(found).split())}")
+        else:
+            problems.append(
+                f"{id_} ({host['address']}) does not answer: "
+                "see that it is up and that salt-minion runs there"
+            )
+    data: dict[str, Any] = {
+        "cluster": plan["cluster"],
+        "versions": plan["versions"],
+        "hosts": hosts,
+    }
+    for part, judge in (
+        ("vip", _vip),
+        ("etcd", _etcd),
+        ("api", _api),
+        ("kubernetes", _kubernetes),
+        ("certificates", _certificates),
+        ("tokens", _tokens),
+    ):
+        data[part], found = judge(plan, answered)
+        problems += found
+    data["problems"] = problems
+    data["retcode"] = int(bool(problems))
+    return data
+
+
+Judged = tuple[dict[str, Any], list[str]]
+
+
+def _vip(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    balancers = [id_ for id_ in plan["roles"]["lb"] if id_ in reports]
+    holders = [id_ for id_ in balancers if reports[id_].get("vip") is True]
+    address = plan["vip"]["address"]
+    problems = []
+    if plan["roles"]["lb"] and not holders:
+        problems.append(f"vip: no load balancer holds {address}: see keepalived on the lb hosts")
+    if len(holders) > 1:
+        problems.append(
+            f"vip: {', '.join(holders)} hold {address} at once: the lb hosts do not hear each "
+            "other; open IP protocol 112 (VRRP) between them"
+        )
+    return {"address": address, "holders": holders}, problems
+
+
+def _etcd(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    members: dict[str, Any] = {}
+    problems = []
+    best: Mapping[str, Any] = {}
+    for id_ in plan["roles"]["etcd"]:
+        said = reports.get(id_, {}).get("etcd")
+        if isinstance(said, Mapping) and "members" in said:
+            best = said
+            break
+        if isinstance(said, Mapping):
+            problems.append(f"etcd on {id_}: {said.get('problem', said)}")
+    for member in best.get("members", []):
+        members[member["name"]] = {
+            "healthy": member["healthy"],
+            "leader": member["leader"],
+            "db_bytes": member.get("db_size"),
+        }
+        if not member["healthy"]:
+            problems.append(f"etcd member {member['name']} is not healthy: see etcd there")
+    leader = next((name for name, member in members.items() if member["leader"]), None)
+    if best and leader is None:
+        problems.append("etcd has no leader: bring back members until a majority runs")
+    if not best and plan["roles"]["etcd"]:
+        problems.append("etcd: no member could be asked")
+    return {"members": members, "leader": leader}, problems
+
+
+def _api(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    data: dict[str, Any] = {}
+    problems = []
+    for id_ in plan["roles"]["master"]:
+        said = reports.get(id_, {}).get("api")
+        if said is None:
+            data[id_] = "not asked"
+        elif said.get("ok"):
+            data[id_] = "ok"
+        else:
+            data[id_] = said.get("problem") or "not ready"
+            problems.append(f"API server on {id_}: {data[id_]}")
+    return data, problems
+
+
+def _kubernetes(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    said: Mapping[str, Any] = {}
+    for id_ in plan["roles"]["master"]:
+        answer = reports.get(id_, {}).get("kubernetes")
+        if isinstance(answer, Mapping):
+            said = answer
+            if "nodes" in answer:
+                break
+    if "nodes" not in said:
+        return {"nodes": {}, "leaders": {}}, [
+            f"Kubernetes through the VIP: {said.get('problem', 'no master could be asked')}"
+        ]
+    problems = []
+    for id_ in plan["roles"]["node"]:
+        name = plan["hosts"][id_]["name"]
+        node = said["nodes"].get(name)
+        if node is None:
+            problems.append(f"node {name} is not registered: see kubelet on {id_}")
+        elif not node["ready"]:
+            problems.append(f"node {name} is not ready ({node['reason']}): see kubelet on {id_}")
+    for component, leader in said["leaders"].items():
+        age = leader.get("renewed_seconds_ago")
+        if not leader.get("holder") or age is None or age > LEASE:
+            problems.append(f"{component}: nobody leads: see it on the masters")
+    return {"nodes": said["nodes"], "leaders": said["leaders"]}, problems
+
+
+def _certificates(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    problems = []
+    rows = []
+    for id_, found in reports.items():
+        said = found.get("certificates")
+        if isinstance(said, Mapping):
+            problems.append(f"certificates on {id_}: {said.get('problem')}")
+            continue
+        for row in said or []:
+            rows.append((row["days_left"], id_, row))
+            if row["problem"]:
+                problems.append(f"{id_} {row['path']}: {row['problem']}: run state.apply there")
+            elif row["days_left"] is not None and row["days_left"] < EXPIRY:
+                problems.append(
+                    f"{id_} {row['path']} expires in {row['days_left']} days: run state.apply there"
+                )
+    dated = sorted((days, id_, row["path"]) for days, id_, row in rows if days is not None)
+    first = None
+    if dated:
+        first = {"days_left": dated[0][0], "host": dated[0][1], "path": dated[0][2]}
+    return {"count": len(rows), "first": first}, problems
+
+
+def _tokens(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    problems = []
+    sets: dict[str, list[str]] = {}
+    issued: Mapping[str, str] = {}
+    states = {id_: found["tokens"] for id_, found in reports.items() if "tokens" in found}
+    for id_ in plan["roles"]["master"]:
+        said = states.get(id_)
+        if said is None:
+            continue
+        if said.get("set"):
+            sets.setdefault(said["set"]["fingerprint"], []).append(id_)
+            issued = said["set"].get("tokens", issued)
+        else:
+            problems.append(
+                f"{id_} has no usable token set ({said.get('damaged') or said.get('problem')}): "
+                "run indigo.deploy"
+            )
+    if len(sets) > 1:
+        groups = " / ".join(", ".join(ids) for ids in sets.values())
+        problems.append(f"masters hold different tokens ({groups}): run indigo.deploy")
+    for id_, said in states.items():
+        problems += [f"{id_}: {problem}" for problem in said.get("problems", [])]
+        problems += [
+            f"{id_}: its token for {identity} is not the masters': run indigo.deploy"
+            for identity, fingerprint in said.get("tokens", {}).items()
+            if issued and issued.get(identity) != fingerprint
+        ]
+    return {"in_step": not problems, "masters": sum(map(len, sets.values()))}, problems
+
+
+def _model(function: str, *arguments: Any) -> Any:
+    # Runners have runner functions in __salt__; the model is an execution module.
+    functions = salt.loader.minion_mods(__opts__)
+    return functions[function](*arguments)
