@@ -1,0 +1,777 @@
+"""Certificates of this host: check them, have them issued, report on them.
+
+Private keys are made here and never leave. What a certificate must say comes from the pillar
+(``indigo:pki``); whether it does is decided locally, so a host whose certificates are in order
+contacts nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import grp
+import ipaddress
+import os
+import pwd
+import stat
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from salt.exceptions import CommandExecutionError
+
+try:
+    from cryptography import x509
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    HAS_CRYPTOGRAPHY = True
+except ImportError:  # pragma: no cover
+    HAS_CRYPTOGRAPHY = False
+
+if TYPE_CHECKING:
+    __salt__: dict[str, Any]
+    __pillar__: dict[str, Any]
+
+KEY_MODE = 0o600
+CERTIFICATE_MODE = 0o644
+
+#: Authorities are valid from this long before they are made: clocks of hosts differ.
+BACKDATE = datetime.timedelta(hours=1)
+
+
+def __virtual__() -> bool | tuple[bool, str]:
+    if not HAS_CRYPTOGRAPHY:
+        return False, "indigo_pki needs the Python library cryptography"
+    return True
+
+
+# Reports
+
+
+def status(certificates: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Report on this host's certificates and on the authorities' that it keeps.
+
+    Args:
+        certificates: Declarations as in pillar ``indigo:pki:certificates``; the pillar's when
+            left out.
+
+    Returns:
+        For each ``{"name", "path", "days_left", "problem"}``: days left as an integer, None if
+        there is nothing to read; problem a sentence, None if there is none.
+
+    Example:
+        .. code-block:: bash
+
+            salt '*' indigo_pki.status
+    """
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    authorities = pki.get("authorities", [])
+    wanted = pki.get("certificates", []) if certificates is None else certificates
+    now = _now()
+    rows = []
+    for row in [*authorities, *pki.get("held", [])]:
+        path = row.get("path") or row["certificate"]
+        found = _first(path)
+        name = f"{row['name']} authority"
+        rows.append(
+            {
+                "name": name if "path" in row else f"{name} (held)",
+                "path": path,
+                "days_left": _days_left(found, now),
+                "problem": _authority_problem(path, now)
+                or (_held_problem(row) if "key" in row else None),
+            }
+        )
+    for row in wanted:
+        problem = certificate_problem(row, authorities) or ownership_problem(row)
+        rows.append(
+            {
+                "name": row["name"],
+                "path": row["path"],
+                "days_left": _days_left(_first(row["path"]), now),
+                "problem": problem,
+            }
+        )
+    return rows
+
+
+def certificate_problem(
+    certificate: Mapping[str, Any], authorities: list[dict[str, str]]
+) -> str | None:
+    """Say what is wrong with one certificate or its key, if anything.
+
+    Args:
+        certificate: One of pillar ``indigo:pki:certificates``.
+        authorities: Pillar ``indigo:pki:authorities``.
+
+    Returns:
+        The reason why it must be issued (again), or None.
+
+    Example:
+        .. code-block:: bash
+
+            salt node1 indigo_pki.certificate_problem '{...}' '[{...}]'
+    """
+    try:
+        key = _load_key(certificate["key"])
+        found = _load_certificates(certificate["path"])[0]
+        issuers = _issuers(certificate["authority"], authorities)
+    except CommandExecutionError as err:
+        return str(err)
+    return _fault(certificate, found, key.public_key(), issuers, _now())
+
+
+def authority_problem(authority: Mapping[str, str]) -> str | None:
+    """Say what is wrong with an authority's certificate on this host, if anything.
+
+    Args:
+        authority: One of pillar ``indigo:pki:authorities``.
+
+    Returns:
+        The reason why it must be fetched (again), or None.
+
+    Example:
+        .. code-block:: bash
+
+            salt node1 indigo_pki.authority_problem '{name: etcd, path: /etc/etcd/pki/ca.crt}'
+    """
+    return _authority_problem(authority["path"], _now())
+
+
+def ownership_problem(certificate: Mapping[str, Any]) -> str | None:
+    """Say which file of a certificate has another owner or mode than it must have.
+
+    Args:
+        certificate: One of pillar ``indigo:pki:certificates``.
+
+    Returns:
+        A sentence, or None if all is well or there are no files yet.
+
+    Example:
+        .. code-block:: bash
+
+            salt etcd1 indigo_pki.ownership_problem '{...}'
+    """
+    try:
+        wanted = _ownership(certificate)
+    except CommandExecutionError as err:
+        return str(err)
+    for path, (uid, gid, mode) in wanted.items():
+        found = _stat(path)
+        if found is not None and found != (uid, gid, mode):
+            return f"{path} is {_describe(*found)}, not {_describe(uid, gid, mode)}"
+    return None
+
+
+# Changes
+
+
+def issue(
+    ca: str,
+    certificates: list[dict[str, Any]],
+    authorities: list[dict[str, str]],
+    timeout: int = 120,
+) -> dict[str, Any]:
+    """Have certificates issued by the CA minion in one request, and put them in place.
+
+    A usable key on disk is kept, so that a renewal replaces one file, atomically. Nothing is
+    written before the answer was found to be what was asked for.
+
+    Args:
+        ca: Minion id of the CA host.
+        certificates: Declarations of the certificates to issue; may be empty.
+        authorities: All of this host's authorities; their certificates are brought up to date.
+        timeout: Seconds to wait for the CA minion.
+
+    Returns:
+        ``{"changes": {path: {"old": text or None, "new": text}}, "errors": [text, ...]}``: what
+        was put in place, and what the CA minion refused or did wrong. No secrets.
+
+    Raises:
+        CommandExecutionError: The CA minion did not answer, or an account that should own a key
+            does not exist. Nothing was changed.
+
+    Example:
+        .. code-block:: bash
+
+            salt node1 indigo_pki.issue salt '[{...}]' '[{...}]'
+    """
+    for row in certificates:
+        _ownership(row)  # accounts must exist before anything is asked for
+    keys = {row["policy"]: _key_for(row) for row in certificates}
+    answer = _ask(ca, keys, sorted({row["name"] for row in authorities}), timeout)
+    errors = list(answer.get("errors") or [])
+    changes: dict[str, dict[str, Any]] = {}
+
+    trusted = answer.get("authorities") or {}
+    for row in authorities:
+        if row["name"] in trusted:
+            changes.update(_replace_authority(row["path"], trusted[row["name"]]))
+    now = _now()
+    for row in certificates:
+        pem = (answer.get("certificates") or {}).get(row["policy"])
+        if pem is None:
+            continue
+        key, fresh = keys[row["policy"]]
+        issuers = _issuers(row["authority"], authorities)
+        new = _parse_certificates(pem, f"answer of {ca} for {row['policy']}")[0]
+        fault = _fault(row, new, key.public_key(), issuers, now)
+        if fault:
+            errors.append(f"{row['policy']}: the certificate that {ca} issued is unfit: {fault}")
+            continue
+        ownership = _ownership(row)
+        if fresh:
+            old = "unusable key" if os.path.lexists(row["key"]) else None
+            _write(row["key"], _key_pem(key), *ownership[row["key"]])
+            changes[row["key"]] = {"old": old, "new": "new private key (EC P-256)"}
+        before = _first(row["path"])
+        _write(row["path"], pem.encode(), *ownership[row["path"]])
+        changes[row["path"]] = {"old": _label(before), "new": _label(new)}
+    return {"changes": changes, "errors": [f"CA minion {ca}: {text}" for text in errors]}
+
+
+def renew(names: list[str] | str | None = None, timeout: int = 120) -> dict[str, Any]:
+    """Issue certificates of this host anew now, whatever is left of them.
+
+    Args:
+        names: Names of certificates (``indigo_pki.status`` shows them); all when left out.
+        timeout: Seconds to wait for the CA minion.
+
+    Returns:
+        What changed: ``{path: {"old": text or None, "new": text}}``.
+
+    Raises:
+        CommandExecutionError: A name is unknown, the CA minion refused, or as :func:`issue`.
+
+    Example:
+        .. code-block:: bash
+
+            salt master1 indigo_pki.renew apiserver
+    """
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    declared = {row["name"]: row for row in pki.get("certificates", [])}
+    if isinstance(names, str):
+        names = names.split(",")
+    chosen = list(declared) if names is None else names
+    unknown = sorted(set(chosen) - set(declared))
+    if unknown:
+        raise CommandExecutionError(
+            f"no certificate named {', '.join(unknown)} on this host; there are: "
+            f"{', '.join(declared) or 'none'}"
+        )
+    done = issue(pki["ca"], [declared[name] for name in chosen], pki["authorities"], timeout)
+    if done["errors"]:
+        raise CommandExecutionError(
+            f"{'; '.join(done['errors'])}. Renewed: {', '.join(done['changes']) or 'nothing'}"
+        )
+    return done["changes"]
+
+
+def mend_ownership(certificate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the files of a certificate the owner and mode they must have.
+
+    Args:
+        certificate: One of pillar ``indigo:pki:certificates``.
+
+    Returns:
+        What changed: ``{path: {"old": "root:root 0644", "new": "etcd:etcd 0600"}}``.
+
+    Raises:
+        CommandExecutionError: The account does not exist.
+
+    Example:
+        .. code-block:: bash
+
+            salt etcd1 indigo_pki.mend_ownership '{...}'
+    """
+    changes = {}
+    for path, (uid, gid, mode) in _ownership(certificate).items():
+        found = _stat(path)
+        if found is None or found == (uid, gid, mode):
+            continue
+        # Narrow first: a key must not be the new owner's and world readable for a moment.
+        os.chmod(path, mode & found[2])
+        os.chown(path, uid, gid)
+        os.chmod(path, mode)
+        changes[path] = {"old": _describe(*found), "new": _describe(uid, gid, mode)}
+    return changes
+
+
+# The authorities, on the CA host
+
+
+def held_problem(authority: Mapping[str, Any]) -> str | None:
+    """Say what an authority held on this host lacks, if anything.
+
+    Args:
+        authority: One of pillar ``indigo:pki:held``.
+
+    Returns:
+        What :func:`establish` would do, and why, or None.
+
+    Raises:
+        CommandExecutionError: The authority is damaged: only a backup brings it back.
+
+    Example:
+        .. code-block:: bash
+
+            salt salt indigo_pki.held_problem '{...}'
+    """
+    key_there = os.path.lexists(authority["key"])
+    if not os.path.lexists(authority["certificate"]):
+        if key_there:
+            _load_key(authority["key"])
+            return "its key is there and its certificate is not: the key will sign a new one"
+        return "it is not there and will be made"
+    if fault := _held_problem(authority):
+        raise CommandExecutionError(
+            f"authority {authority['name']}: {fault}. It is never made anew over an old one: "
+            f"restore {authority['key']} and {authority['certificate']} from a backup"
+        )
+    now = _now()
+    left = _days_left(_load_certificates(authority["certificate"])[0], now)
+    if left is not None and left < authority["renew_before"]:
+        return f"its certificate is valid for {left} more days: its key will sign a new one"
+    for path, mode in ((authority["key"], KEY_MODE), (authority["certificate"], CERTIFICATE_MODE)):
+        found = _stat(path)
+        wanted = (os.geteuid(), os.getegid(), mode)
+        if found != wanted and found is not None:
+            return f"{path} is {_describe(*found)}, not {_describe(*wanted)}"
+    return None
+
+
+def establish(authority: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Make an authority that is not there, or renew its certificate with the key it has.
+
+    Certificates that the authority issued stay valid: subject and key of a renewed
+    authority are those of the old one.
+
+    Args:
+        authority: One of pillar ``indigo:pki:held``.
+
+    Returns:
+        What changed: ``{path: {"old": text or None, "new": text}}``.
+
+    Raises:
+        CommandExecutionError: As :func:`held_problem` does.
+
+    Example:
+        .. code-block:: bash
+
+            salt salt indigo_pki.establish '{...}'
+    """
+    if held_problem(authority) is None:
+        return {}
+    changes: dict[str, dict[str, Any]] = {}
+    owner = (os.geteuid(), os.getegid())
+    _folder(os.path.dirname(authority["key"]), 0o700)
+    if os.path.lexists(authority["key"]):
+        key = _load_key(authority["key"])
+    else:
+        key = _new_key()
+        _write(authority["key"], _key_pem(key), *owner, KEY_MODE)
+        changes[authority["key"]] = {"old": None, "new": "new private key (EC P-256)"}
+    old = _first(authority["certificate"])
+    left = _days_left(old, _now())
+    if old is None or left is None or left < authority["renew_before"]:
+        new = _self_signed(authority, key, old)
+        pem = new.public_bytes(serialization.Encoding.PEM)
+        _write(authority["certificate"], pem, *owner, CERTIFICATE_MODE)
+        changes[authority["certificate"]] = {"old": _label(old), "new": _label(new)}
+    for path, mode in ((authority["key"], KEY_MODE), (authority["certificate"], CERTIFICATE_MODE)):
+        found = _stat(path)
+        if found is not None and found != (*owner, mode):
+            os.chmod(path, mode & found[2])
+            os.chown(path, *owner)
+            os.chmod(path, mode)
+            changes[path] = {"old": _describe(*found), "new": _describe(*owner, mode)}
+    return changes
+
+
+def _held_problem(authority: Mapping[str, Any]) -> str | None:
+    try:
+        key = _load_key(authority["key"])
+        found = _load_certificates(authority["certificate"])[0]
+    except CommandExecutionError as err:
+        return str(err)
+    if found.public_key() != key.public_key():
+        return f"{authority['certificate']} does not belong to {authority['key']}"
+    return None
+
+
+def _self_signed(
+    authority: Mapping[str, Any], key: Any, old: x509.Certificate | None
+) -> x509.Certificate:
+    subject = old.subject if old else _name(authority["common_name"], None)
+    now = _now()
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + datetime.timedelta(days=authority["days"]))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(
+            x509.KeyUsage(
+                digital_signature=True,
+                key_cert_sign=True,
+                crl_sign=True,
+                content_commitment=False,
+                key_encipherment=False,
+                data_encipherment=False,
+                key_agreement=False,
+                encipher_only=False,
+                decipher_only=False,
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+
+
+# The conversation with the CA minion
+
+
+def _ask(
+    ca: str, keys: Mapping[str, tuple[Any, bool]], authorities: list[str], timeout: int
+) -> dict[str, Any]:
+    """What the CA minion answers to all requests of this host."""
+    requests = [
+        {"policy": policy, "public_key": _public_pem(key)} for policy, (key, _fresh) in keys.items()
+    ]
+    if "publish.publish" not in __salt__:
+        raise CommandExecutionError(
+            f"certificates are issued by minion {ca} through a Salt master: this minion has none"
+        )
+    begun = time.monotonic()
+    # Salt's own default of 5 s is too short for many hosts at once.
+    answer = __salt__["publish.publish"](
+        ca, "indigo_ca.sign", arg=[requests, authorities], tgt_type="list", timeout=timeout
+    )
+    waited = time.monotonic() - begun
+    result = answer.get(ca) if isinstance(answer, Mapping) else answer
+    if isinstance(result, Mapping) and "certificates" in result:
+        return dict(result)
+    if result:
+        raise CommandExecutionError(f"CA minion {ca} could not sign: {result}")
+    if answer == {} and waited < timeout:
+        raise CommandExecutionError(
+            f"the Salt master did not pass the request on to CA minion {ca}: its configuration "
+            "must allow it, `peer: {'.*': [indigo_ca.sign]}` (after a change, restart the master)"
+        )
+    if answer is None:
+        raise CommandExecutionError(
+            f"the Salt master knows no minion {ca}: accept its key, or correct which host has "
+            "role ca"
+        )
+    raise CommandExecutionError(
+        f"CA minion {ca} did not answer within {timeout} s: see that its salt-minion runs "
+        f"(`salt {ca} test.ping`) and try again"
+    )
+
+
+# Facts about certificates
+
+
+def _fault(
+    declared: Mapping[str, Any],
+    found: x509.Certificate,
+    public_key: Any,
+    issuers: Iterable[x509.Certificate],
+    now: datetime.datetime,
+) -> str | None:
+    """The first thing in which a certificate differs from its declaration."""
+    if found.public_key() != public_key:
+        return f"it does not belong to the key {declared['key']}"
+    if not any(_issued(found, issuer) for issuer in issuers):
+        return f"it was not issued by the {declared['authority']} authority"
+    subject = _name(declared["common_name"], declared.get("organization"))
+    if found.subject != subject:
+        return f"its subject is {_dn(found.subject)}, not {_dn(subject)}"
+    sans, wanted = _sans(found), {_san(text) for text in declared.get("sans") or []}
+    if sans != wanted:
+        return f"its names are {_listed(sans)}, not {_listed(wanted)}"
+    usages = _usages(found)
+    if usages != set(declared["usages"]):
+        return f"its usages are {_listed(usages)}, not {_listed(declared['usages'])}"
+    return _timing(found, declared["renew_before"], now)
+
+
+def _timing(found: x509.Certificate, renew_before: int, now: datetime.datetime) -> str | None:
+    since, until = _validity(found)
+    if now >= until:
+        return f"it expired on {_day(until)}"
+    if now < since:
+        return f"it is not valid before {since:%Y-%m-%d %H:%M} UTC: compare this host's clock"
+    if until - now < datetime.timedelta(days=renew_before):
+        return f"it expires on {_day(until)}, within {renew_before} days"
+    return None
+
+
+def _authority_problem(path: str, now: datetime.datetime) -> str | None:
+    try:
+        found = _load_certificates(path)[0]
+    except CommandExecutionError as err:
+        return str(err)
+    fault = _timing(found, 0, now)
+    if fault:
+        return fault
+    wanted = (os.geteuid(), os.getegid(), CERTIFICATE_MODE)
+    have = _stat(path)
+    if have is not None and have != wanted:
+        return f"{path} is {_describe(*have)}, not {_describe(*wanted)}"
+    return None
+
+
+def _issued(found: x509.Certificate, issuer: x509.Certificate) -> bool:
+    try:
+        found.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
+
+
+def _issuers(name: str, authorities: list[dict[str, str]]) -> list[x509.Certificate]:
+    """Certificates of an authority on this host: a file may hold an old one and a new one."""
+    paths = [row["path"] for row in authorities if row["name"] == name]
+    if not paths:
+        raise CommandExecutionError(f"authority {name} is not among this host's authorities")
+    return _load_certificates(paths[0])
+
+
+def _validity(found: x509.Certificate) -> tuple[datetime.datetime, datetime.datetime]:
+    try:
+        return found.not_valid_before_utc, found.not_valid_after_utc
+    except AttributeError:  # cryptography before 42
+        utc = datetime.timezone.utc
+        return (
+            found.not_valid_before.replace(tzinfo=utc),
+            found.not_valid_after.replace(tzinfo=utc),
+        )
+
+
+def _name(common_name: str, organization: str | None) -> x509.Name:
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    if organization:
+        # The order in which Salt's x509 puts them.
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organization))
+    return x509.Name(attributes)
+
+
+def _san(text: str) -> str:
+    kind, _, value = text.partition(":")
+    return f"IP:{ipaddress.ip_address(value)}" if kind == "IP" else f"{kind}:{value.lower()}"
+
+
+def _sans(found: x509.Certificate) -> set[str]:
+    try:
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return set()
+    texts = set()
+    for name in names:
+        if isinstance(name, x509.IPAddress):
+            texts.add(f"IP:{name.value}")
+        elif isinstance(name, x509.DNSName):
+            texts.add(f"DNS:{name.value.lower()}")
+        else:
+            texts.add(f"{type(name).__name__}:{name.value}")
+    return texts
+
+
+def _usages(found: x509.Certificate) -> set[str]:
+    known = {
+        ExtendedKeyUsageOID.SERVER_AUTH: "serverAuth",
+        ExtendedKeyUsageOID.CLIENT_AUTH: "clientAuth",
+    }
+    try:
+        usages = found.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        return set()
+    return {known.get(oid, oid.dotted_string) for oid in usages}
+
+
+def _days_left(found: x509.Certificate | None, now: datetime.datetime) -> int | None:
+    return None if found is None else (_validity(found)[1] - now).days
+
+
+def _label(found: x509.Certificate | None) -> str | None:
+    if found is None:
+        return None
+    return f"serial {found.serial_number:x}, not after {_day(_validity(found)[1])}"
+
+
+def _day(when: datetime.datetime) -> str:
+    return f"{when:%Y-%m-%d}"
+
+
+def _dn(name: x509.Name) -> str:
+    return name.rfc4514_string()
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+# Keys and files
+
+
+def _new_key() -> Any:
+    """A key that every Kubernetes and etcd release accepts, made in a millisecond."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def _key_for(declared: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The key of a certificate, and whether it was made just now."""
+    try:
+        return _load_key(declared["key"]), False
+    except CommandExecutionError:
+        return _new_key(), True
+
+
+def _load_key(path: str) -> Any:
+    try:
+        return serialization.load_pem_private_key(_read(path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as err:
+        raise CommandExecutionError(f"{path} is not an unencrypted private key in PEM") from err
+
+
+def _key_pem(key: Any) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _public_pem(key: Any) -> str:
+    return (
+        key.public_key()
+        .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        .decode()
+    )
+
+
+def _parse_certificates(text: str, source: str) -> list[x509.Certificate]:
+    marker = "-----END CERTIFICATE-----"
+    blocks = [block + marker for block in text.split(marker)[:-1]]
+    try:
+        found = [x509.load_pem_x509_certificate(block.encode()) for block in blocks]
+    except ValueError as err:
+        raise CommandExecutionError(f"{source} is not a certificate in PEM") from err
+    if not found:
+        raise CommandExecutionError(f"{source} holds no certificate")
+    return found
+
+
+def _load_certificates(path: str) -> list[x509.Certificate]:
+    return _parse_certificates(_read(path).decode("ascii", "replace"), path)
+
+
+def _first(path: str) -> x509.Certificate | None:
+    with contextlib.suppress(CommandExecutionError):
+        return _load_certificates(path)[0]
+    return None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as err:
+        reason = "is missing" if isinstance(err, FileNotFoundError) else f"unreadable: {err}"
+        raise CommandExecutionError(f"{path} {reason}") from err
+
+
+def _replace_authority(path: str, pem: str) -> dict[str, dict[str, Any]]:
+    new = _parse_certificates(pem, f"certificate for {path}")
+    old = _first(path)
+    owner = (os.geteuid(), os.getegid())
+    if old is not None and _load_certificates(path) == new:
+        found = _stat(path)
+        if found == (*owner, CERTIFICATE_MODE) or found is None:
+            return {}
+    _write(path, pem.encode(), *owner, CERTIFICATE_MODE)
+    return {path: {"old": _label(old), "new": _label(new[0])}}
+
+
+def _ownership(declared: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
+    """Owner, group and mode of both files. Only the key is the service's own."""
+    user, group = declared.get("user", "root"), declared.get("group", "root")
+    try:
+        uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
+    except KeyError as err:
+        raise CommandExecutionError(
+            f"{declared['key']}: account {user}:{group}, its owner, does not exist on this host: "
+            "apply the state common, which makes the accounts"
+        ) from err
+    return {
+        declared["key"]: (uid, gid, KEY_MODE),
+        declared["path"]: (os.geteuid(), os.getegid(), CERTIFICATE_MODE),
+    }
+
+
+def _stat(path: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
+def _describe(uid: int, gid: int, mode: int) -> str:
+    try:
+        user = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        user = str(uid)
+    try:
+        group = grp.getgrgid(gid).gr_name
+    except KeyError:
+        group = str(gid)
+    return f"{user}:{group} {mode:04o}"
+
+
+def _folder(path: str, mode: int = 0o755) -> None:
+    """Make a folder, and those above it, whatever the umask is."""
+    missing = []
+    while path and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for index, folder in enumerate(reversed(missing), start=1):
+        os.mkdir(folder)
+        os.chmod(folder, mode if index == len(missing) else 0o755)
+
+
+def _write(path: str, content: bytes, uid: int, gid: int, mode: int) -> None:
+    """Replace a file as a whole: at no moment is it there in part or with another owner."""
+    folder = os.path.dirname(path)
+    _folder(folder)
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchown(file.fileno(), uid, gid)
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)

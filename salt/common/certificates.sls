@@ -1,0 +1,7 @@
+{% set pki = pillar.indigo.pki %}
+
+Host certificates are valid:
+  indigo_pki.certificates_managed:
+    - ca: {{ pki.ca | json }}
+    - authorities: {{ pki.authorities | json }}
+    - certificates: {{ pki.certificates | json }}
