@@ -42,8 +42,7 @@ URLS: Mapping[str, str] = {
     "cni-plugins": _RELEASES
     + "/containernetworking/plugins/releases/download/v{version}"
     + "/cni-plugins-linux-{arch}-v{version}.tgz",
-    "flannel": _RELEASES
-    + "/flannel-io/flannel/releases/download/v{version}/flannel-v{version}-linux-{arch}.tar.gz",
+    "flannel": _RELEASES + "/flannel-io/flannel/releases/download/v{version}/flanneld-{arch}",
     "cni-flannel": _RELEASES + "/flannel-io/cni-plugin/releases/download/v{version}/flannel-{arch}",
 }
 
@@ -271,7 +270,7 @@ def wanted(cluster: Cluster, host: Host) -> list[Artifact]:
         result.append(_single(cluster, "runc", {"runc": ""}))
         result.append(_single(cluster, "cni-plugins", {}))
         if cluster.network == "flannel":
-            result.append(_single(cluster, "flannel", {"flanneld": "flanneld"}))
+            result.append(_single(cluster, "flannel", {"flanneld": ""}))
             result.append(_single(cluster, "cni-flannel", {"flannel": ""}))
     return result
 

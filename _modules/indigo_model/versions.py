@@ -19,14 +19,14 @@ LAST_MINOR = 36
 #: pause are those that this Kubernetes is built and tested with.
 DEFAULTS: Mapping[str, str] = MappingProxyType(
     {
-        "kubernetes": "1.36.2",
-        "etcd": "3.6.12",
-        "containerd": "2.3.2",
-        "runc": "1.4.2",
+        "kubernetes": "1.36.3",
+        "etcd": "3.6.14",
+        "containerd": "2.3.4",
+        "runc": "1.4.3",
         "cni-plugins": "1.9.1",
-        "flannel": "0.28.1",
-        "cni-flannel": "1.9.0-flannel1",
-        "pause": "3.10.1",
+        "flannel": "0.27.4",
+        "cni-flannel": "1.7.1-flannel1",
+        "pause": "3.10.2",
     }
 )
 
