@@ -1489,18 +1489,26 @@ def reference() -> str:
         "",
         "Names in angle brackets are yours to choose; `[]` stands for each item of a list.",
     ]
+    header = ["", "| Key | Type | Default | Meaning |", "|---|---|---|---|"]
+    lines += ["", "## At the top", *header]
+    lines += [_row(key) for key in KEYS if key.path == _section(key)]
     section = None
     for key in KEYS:
-        top = re.split(r"[.\[]", key.path)[0]
-        if top != section and any(k.path.startswith((f"{top}.", f"{top}[")) for k in KEYS):
-            lines += ["", f"## {top}", "", key.meaning]
-        elif top != section:
-            lines += ["", f"## {top}"]
-        if top != section:
-            lines += ["", "| Key | Type | Default | Meaning |", "|---|---|---|---|"]
-        section = top
-        default = "required" if key.required else (f"`{key.default}`" if key.default else "")
-        if " " in key.default:
-            default = key.default
-        lines.append(f"| `{key.path}` | {key.type} | {default} | {key.meaning} |")
+        if key.path == _section(key):
+            continue
+        if _section(key) != section:
+            section = _section(key)
+            lines += ["", f"## {section}", *header]
+        lines.append(_row(key))
     return "\n".join(lines) + "\n"
+
+
+def _section(key: Key) -> str:
+    return re.split(r"[.\[]", key.path)[0]
+
+
+def _row(key: Key) -> str:
+    default = "required" if key.required else key.default
+    if default and not key.required and " " not in default and default != "none":
+        default = f"`{default}`"
+    return f"| `{key.path}` | {key.type} | {default} | {key.meaning} |"
