@@ -214,12 +214,15 @@ class Apt:
         Returns:
             the .deb files, sorted.
         """
-        out = self(
-            "install", "-y", "--no-install-recommends", "--reinstall", "--print-uris", *names
-        )
-        files = [line.split()[1] for line in out.splitlines() if line.startswith("'")]
-        self("install", "-y", "--no-install-recommends", "--reinstall", "--download-only", *names)
-        return sorted(self.home / "archives" / name for name in files)
+        folder = self.home / "archives"
+        for old in folder.glob("*.deb"):
+            old.unlink()
+        self("install", "-y", "--no-install-recommends", "--download-only", *names)
+        found = sorted(folder.glob("*.deb"))
+        missing = [name for name in names if not list(folder.glob(f"{name}_*.deb"))]
+        if missing:
+            raise LabError(f"apt: no package came for {', '.join(missing)}")
+        return found
 
     def single(self, names: Sequence[str]) -> dict[str, Path]:
         """Download these packages alone, without what they depend on."""

@@ -324,7 +324,7 @@ class Lab:
         """The guests' package repository; the packages in it."""
         folder = cache("www", "debian")
         stamp = cache("www", ".debian-for")
-        wanted = f"{disk.name} {' '.join(debian.CLUSTER)}"
+        wanted = f"1 {disk.name} {' '.join(debian.CLUSTER)}"
         if not stamp.exists() or stamp.read_text() != wanted:
             say("packages: download what the hosts install")
             apt = debian.Apt(status=disk / "var/lib/dpkg/status")

@@ -59,11 +59,12 @@ def overrides(kubernetes: str, *, cgroup_v1: bool) -> dict[str, Any]:
         # nf_conntrack_max belongs to the machine and is read-only in a guest.
         "kube-proxy": {"config": {"conntrack": {"maxPerCore": 0, "min": 0}}},
         "kubelet": {"config": kubelet},
-        "containerd": {"restrict_oom_score_adj": True},
+        "containerd": {"config": {"restrict_oom_score_adj": True}},
     }
 
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 _./-]*")
+# Words, and numbers with two dots (versions, addresses), which YAML takes for no other type.
+_PLAIN = re.compile(r"([A-Za-z]|\d+\.\d+\.\d)([A-Za-z0-9_./-]|:(?=\S))*")
 _WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n", "~"}
 
 
@@ -74,7 +75,7 @@ def scalar(value: object) -> str:
     ('routes', '"1.20"', 'true', '"a: b"')
     """
     if isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS:
-        return value.strip() if value == value.strip() else json.dumps(value)
+        return value
     return json.dumps(value)
 
 
