@@ -23,7 +23,8 @@ ANONYMOUS_BY_PATH = 32
 #: What an anonymous caller may ask: the health checks of the load balancers carry no credentials.
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz")
 
-AUDIT_LOG = "/var/log/kubernetes/audit.log"
+#: Folder below /var/log that systemd makes for the API server's account.
+LOGS = "kubernetes"
 
 #: Controllers that have nothing to do here: certificates come from Salt's CA, and no authority's
 #: key ever reaches a master. These names are aliases in releases that renamed the controllers.
@@ -96,7 +97,7 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-apiserver of one master.
 
     Returns:
-        ``{"user", "url", "flags", "audit_log", "audit", "authentication"}``. ``audit`` and
+        ``{"user", "url", "flags", "logs_directory", "audit", "authentication"}``. ``audit`` and
         ``authentication`` are documents for files; the latter is None where the release cannot
         bind anonymous access to paths.
     """
@@ -147,7 +148,7 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         "default-not-ready-toleration-seconds": eviction,
         "default-unreachable-toleration-seconds": eviction,
         "endpoint-reconciler-type": "lease",
-        "audit-log-path": AUDIT_LOG,
+        "audit-log-path": f"/var/log/{LOGS}/audit.log",
         "audit-log-maxage": "30",
         "audit-log-maxbackup": "10",
         "audit-log-maxsize": "100",
@@ -163,6 +164,7 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         "user": "kube-apiserver",
         "url": f"https://{host.address}:{API_PORT}",
         "flags": _flags(cluster, "kube-apiserver", derived),
+        "logs_directory": LOGS,
         "audit": audit_policy(cluster),
         "authentication": authentication(cluster) if by_path else None,
     }

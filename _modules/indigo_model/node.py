@@ -161,7 +161,8 @@ def containerd(cluster: Cluster) -> dict[str, Any]:
     of the file go to the CRI plugin (from 2.0 on: its runtime part).
 
     Returns:
-        ``{"config": nested tables, "toml": the same as text, "cni_config", "cni_template"}``.
+        ``{"config": nested tables, "toml": the same as text, "search_path", "cni_config",
+        "cni_template"}``.
 
     Raises:
         ValueError: A containerd below 1.6.
@@ -208,6 +209,11 @@ def containerd(cluster: Cluster) -> dict[str, Any]:
     return {
         "config": config,
         "toml": toml(config),
+        # It finds its shim and runc here; a container keeps the paths it was started with.
+        "search_path": ":".join(
+            f"{PATHS['artifacts']}/{part}-{cluster.versions[part]}"
+            for part in ("containerd", "runc")
+        ),
         "cni_config": CNI_CONFIG,
         "cni_template": CNI_TEMPLATE,
     }
@@ -326,6 +332,7 @@ def kube_proxy(cluster: Cluster, host: Host) -> dict[str, Any]:
 
 # --- network ----------------------------------------------------------------------------------
 
+#: containerd before 2.1 looks into one folder, so that links bring both sets of plugins there.
 FLANNEL_PLUGINS = f"{PATHS['artifacts']}/cni"
 
 
@@ -333,24 +340,36 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
     """How a host takes part in the pod network.
 
     Returns:
-        ``{"kind", "node", ...}``: with ``routes`` and on a node ``cni``, the template of the CNI
-        configuration that containerd fills in; with ``flannel`` and on a node ``net_conf``,
-        ``cni``, ``plugins`` (folder of links) and ``flags``.
+        ``{"kind", "node", "interface", ...}``; ``interface`` is None where the host is to look
+        for the one that carries its address. On a node also, with ``routes``, ``cni``: the
+        template of the CNI configuration that containerd fills in; with ``flannel``
+        ``net_conf``, ``cni``, ``plugins`` (folder of ``links``) and ``flags``.
     """
-    result: dict[str, Any] = {"kind": cluster.network, "node": "node" in host.roles}
+    result: dict[str, Any] = {
+        "kind": cluster.network,
+        "node": "node" in host.roles,
+        "interface": host.interface,
+    }
     if "node" not in host.roles:
         return result
     if cluster.network == "routes":
         return {**result, "cni": _bridge()}
+    base, pinned = PATHS["artifacts"], cluster.versions
+    plugins = f"{base}/cni-plugins-{pinned['cni-plugins']}"
+    links = {name: f"{plugins}/{name}" for name in ("bridge", "host-local", "loopback", "portmap")}
+    links["flannel"] = f"{base}/cni-flannel-{pinned['cni-flannel']}/flannel"
     return {
         **result,
         "net_conf": {"Network": cluster.pods, "Backend": {"Type": "vxlan"}},
         "cni": _flannel(),
         "plugins": FLANNEL_PLUGINS,
+        "links": links,
         "flags": {
             "kube-subnet-mgr": "true",
+            # It may read all nodes (see master.rbac) and write the status of its own alone.
             "kubeconfig-file": f"{PATHS['kubernetes']}/kubelet.kubeconfig",
             "net-config-path": "/etc/kube-flannel/net-conf.json",
+            "iface": host.address,
             "public-ip": host.address,
             "ip-masq": "true",
             "healthz-ip": "127.0.0.1",

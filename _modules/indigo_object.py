@@ -1,0 +1,154 @@
+"""Objects of the Kubernetes API that must be there: read, compared, and applied where they differ.
+
+One GET tells whether an object is as declared; nothing is sent otherwise. Writing is a
+server-side apply under the field manager ``indigo``, so that what others added stays.
+
+Source: kubernetes.io "Server-Side Apply"; it is on by itself since 1.16.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+try:
+    from salt.exceptions import CommandExecutionError
+except ImportError:  # the pure functions are of use without Salt
+    CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
+
+MANAGER = "indigo"
+
+#: Kinds that can be declared: name in URLs, and whether they live in a namespace.
+KINDS: Mapping[str, tuple[str, bool]] = {
+    "ClusterRole": ("clusterroles", False),
+    "ClusterRoleBinding": ("clusterrolebindings", False),
+    "Role": ("roles", True),
+    "RoleBinding": ("rolebindings", True),
+    "Namespace": ("namespaces", False),
+    "ServiceAccount": ("serviceaccounts", True),
+    "ConfigMap": ("configmaps", True),
+}
+
+
+def __virtual__() -> str:
+    return "indigo_object"
+
+
+def path(manifest: Mapping[str, Any]) -> str:
+    """Path of an object in the API.
+
+    Raises:
+        CommandExecutionError: A kind that is not in :data:`KINDS`.
+
+    Example:
+        >>> path({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+        ...       "metadata": {"name": "indigo:x"}})
+        '/apis/rbac.authorization.k8s.io/v1/clusterroles/indigo%3Ax'
+    """
+    kind = str(manifest.get("kind"))
+    if kind not in KINDS:
+        raise CommandExecutionError(
+            f"kind {kind!r} cannot be declared here; expected one of {', '.join(KINDS)}"
+        )
+    plural, namespaced = KINDS[kind]
+    version, metadata = str(manifest["apiVersion"]), manifest["metadata"]
+    root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+    if namespaced:
+        root += f"/namespaces/{metadata['namespace']}"
+    return f"{root}/{plural}/{quote(metadata['name'], safe='')}"
+
+
+def holds(live: Any, declared: Any) -> bool:
+    """Whether a live object says all that is declared; it may say more.
+
+    Lists must be equal in length and order, element by element.
+
+    Example:
+        >>> holds({"a": 1, "b": [{"c": 2, "d": 3}]}, {"b": [{"c": 2}]})
+        True
+        >>> holds({"b": [1, 2]}, {"b": [1]})
+        False
+    """
+    if isinstance(declared, Mapping):
+        return isinstance(live, Mapping) and all(
+            key in live and holds(live[key], value) for key, value in declared.items()
+        )
+    if isinstance(declared, (list, tuple)):
+        return (
+            isinstance(live, list)
+            and len(live) == len(declared)
+            and all(holds(*pair) for pair in zip(live, declared, strict=True))
+        )
+    return bool(live == declared)
+
+
+def _ask(
+    method: str,
+    url: str,
+    authority: str,
+    token_file: str,
+    body: Mapping[str, Any] | None = None,
+) -> dict[str, Any] | None:
+    """One request with a bearer token over verified TLS; None for 404."""
+    headers = {"Accept": "application/json"}
+    try:
+        token = Path(token_file).read_text(encoding="utf-8").strip()
+        context = ssl.create_default_context(cafile=authority)
+    except OSError as error:
+        raise CommandExecutionError(
+            f"{url} cannot be asked: {error}. Run salt-run state.orchestrate indigo.deploy, "
+            "which brings tokens and certificates"
+        ) from error
+    headers["Authorization"] = f"Bearer {token}"
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        headers["Content-Type"] = "application/apply-patch+yaml"
+    request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310
+            return json.load(answer)
+    except urllib.error.HTTPError as error:
+        if error.code == 404 and method == "GET":
+            return None
+        said = error.read(500).decode(errors="replace").strip()
+        raise CommandExecutionError(f"{method} {url} answered {error.code}: {said}") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise CommandExecutionError(f"{method} {url} failed: {error}") from error
+
+
+def difference(
+    manifest: Mapping[str, Any], server: str, authority: str, token_file: str
+) -> str | None:
+    """Why an object must be applied, or None when it is as declared.
+
+    Args:
+        manifest: The declared object.
+        server: Base URL of the API.
+        authority: File with the authority of the server's certificate.
+        token_file: File with the bearer token to send.
+
+    Raises:
+        CommandExecutionError: The API does not answer, or refuses.
+    """
+    live = _ask("GET", server + path(manifest), authority, token_file)
+    if live is None:
+        return "absent"
+    return None if holds(live, manifest) else "differs"
+
+
+def apply(manifest: Mapping[str, Any], server: str, authority: str, token_file: str) -> None:
+    """Make an object what is declared; the arguments are those of :func:`difference`.
+
+    Raises:
+        CommandExecutionError: The API does not answer, or refuses.
+    """
+    url = f"{server}{path(manifest)}?fieldManager={MANAGER}&force=true"
+    _ask("PATCH", url, authority, token_file, manifest)

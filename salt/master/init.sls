@@ -1,0 +1,4 @@
+include:
+  - master.installed
+  - master.configured
+  - master.running

@@ -1,0 +1,3 @@
+# Routes or flannel, as the cluster declares.
+include:
+  - network.{{ pillar.indigo.network.kind }}

@@ -1,0 +1,55 @@
+# Pods of all nodes on one layer 2 network: docs/operations/network.md says how it works.
+{% set indigo = pillar.indigo %}
+{% set network = indigo.network %}
+{% set interface = network.interface or salt['indigo_host.interface'](indigo.address) %}
+
+The sysctls of the pod network are in place:
+  file.managed:
+    - name: /etc/sysctl.d/90-indigo-network.conf
+    - source: salt://network/files/sysctl.conf.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - context:
+        interface: {{ interface }}
+
+The unit of the pod network's routes is in place:
+  file.managed:
+    - name: /etc/systemd/system/indigo-routes.service
+    - source: salt://network/files/indigo-routes.service.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - context:
+        interface: {{ interface }}
+
+{% if network.node %}
+The folder of containerd's templates exists:
+  file.directory:
+    - name: {{ salt['file.dirname'](indigo.components.containerd.cni_template) }}
+    - mode: '0755'
+
+The template of the CNI configuration is in place:
+  file.managed:
+    - name: {{ indigo.components.containerd.cni_template }}
+    - source: salt://network/files/document.json.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - context:
+        document: {{ network.cni | tojson }}
+    - require:
+      - file: The folder of containerd's templates exists
+{% endif %}
+
+The pod network's routes are there:
+  indigo_service.running:
+    - name: indigo-routes
+    - files:
+      - /etc/sysctl.d/90-indigo-network.conf
+    - require:
+      - file: The sysctls of the pod network are in place
+      - file: The unit of the pod network's routes is in place

@@ -1,0 +1,46 @@
+{% set indigo = pillar.indigo %}
+{% set containerd = indigo.components.containerd %}
+
+include:
+  - kubeconfig
+  - network
+
+The containerd configuration folder exists:
+  file.directory:
+    - name: /etc/containerd
+    - mode: '0755'
+
+containerd is configured:
+  file.managed:
+    - name: /etc/containerd/config.toml
+    - source: salt://node/files/containerd.toml.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - require:
+      - file: The containerd configuration folder exists
+
+{% for name in ['kubelet', 'kube-proxy'] %}
+{{ name }} is configured:
+  file.managed:
+    - name: {{ indigo.paths.kubernetes }}/{{ name }}.yaml
+    - source: salt://node/files/{{ name }}.yaml.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - require:
+      - file: The Kubernetes configuration folder exists
+{% endfor %}
+
+{% for name in ['containerd', 'kubelet', 'kube-proxy'] %}
+The unit of {{ name }} is in place:
+  file.managed:
+    - name: /etc/systemd/system/{{ name }}.service
+    - source: salt://node/files/{{ name }}.service.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+{% endfor %}

@@ -1,0 +1,5 @@
+include:
+  - node.installed
+  - node.configured
+  - node.containerd
+  - node.running
