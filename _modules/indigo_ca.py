@@ -45,6 +45,7 @@ def __virtual__() -> bool | tuple[bool, str]:
 def sign(
     requests: list[dict[str, str]],
     authorities: list[str] | None = None,
+    fresh: bool = False,
     wait: float = 60,
     **kwargs: Any,
 ) -> dict[str, Any]:
@@ -57,6 +58,7 @@ def sign(
     Args:
         requests: ``[{"policy": name, "public_key": PEM}, ...]``; may be empty.
         authorities: Names of the authorities whose certificates the caller wants.
+        fresh: Read the policies from the master anew: the cluster was changed a moment ago.
         wait: Seconds to wait for an authority that this host is just about to make.
         kwargs: What Salt adds to a published job.
 
@@ -79,6 +81,9 @@ def sign(
             "indigo_ca.sign: the minion that asks is unknown. It only serves requests that "
             "minions send through the master with publish.publish"
         )
+    if fresh:
+        # For this job only. x509 reads the same dictionary.
+        __pillar__.update(__salt__["pillar.items"](unmask=True))
     held = {row["name"]: row for row in _held()}
     answer: dict[str, Any] = {"certificates": {}, "authorities": {}, "errors": []}
     deadline = time.monotonic() + wait
@@ -120,8 +125,8 @@ def _signed(request: dict[str, str], minion: str, deadline: float) -> tuple[str,
     policy = __pillar__.get("x509_signing_policies", {}).get(name)
     if not policy:
         raise CommandExecutionError(
-            f"signing policy {name!r} is not in the pillar of the CA minion. If {minion} was "
-            "added just now, refresh that pillar: saltutil.refresh_pillar"
+            f"signing policy {name!r} is not in the pillar of the CA minion: check that the "
+            f"cluster declares {minion} with the roles it should have"
         )
     # x509 checks this too; here a policy without `minions`, which it lets anyone use, is refused.
     if policy.get("minions") != minion:

@@ -83,7 +83,7 @@ def status(certificates: list[dict[str, Any]] | None = None) -> list[dict[str, A
                 "path": path,
                 "days_left": _days_left(found, now),
                 "problem": _authority_problem(path, now)
-                or (_held_problem(row) if "key" in row else None),
+                or (_held_problem(row) if "key" in row else ownership_problem(row)),
             }
         )
     for row in wanted:
@@ -142,11 +142,11 @@ def authority_problem(authority: Mapping[str, str]) -> str | None:
     return _authority_problem(authority["path"], _now())
 
 
-def ownership_problem(certificate: Mapping[str, Any]) -> str | None:
+def ownership_problem(declared: Mapping[str, Any]) -> str | None:
     """Say which file of a certificate has another owner or mode than it must have.
 
     Args:
-        certificate: One of pillar ``indigo:pki:certificates``.
+        declared: One of pillar ``indigo:pki:certificates`` or ``indigo:pki:authorities``.
 
     Returns:
         A sentence, or None if all is well or there are no files yet.
@@ -157,7 +157,7 @@ def ownership_problem(certificate: Mapping[str, Any]) -> str | None:
             salt etcd1 indigo_pki.ownership_problem '{...}'
     """
     try:
-        wanted = _ownership(certificate)
+        wanted = _ownership(declared)
     except CommandExecutionError as err:
         return str(err)
     for path, (uid, gid, mode) in wanted.items():
@@ -203,34 +203,38 @@ def issue(
     for row in certificates:
         _ownership(row)  # accounts must exist before anything is asked for
     keys = {row["policy"]: _key_for(row) for row in certificates}
-    answer = _ask(ca, keys, sorted({row["name"] for row in authorities}), timeout)
-    errors = list(answer.get("errors") or [])
     changes: dict[str, dict[str, Any]] = {}
-
-    trusted = answer.get("authorities") or {}
-    for row in authorities:
-        if row["name"] in trusted:
-            changes.update(_replace_authority(row["path"], trusted[row["name"]]))
-    now = _now()
-    for row in certificates:
-        pem = (answer.get("certificates") or {}).get(row["policy"])
-        if pem is None:
-            continue
-        key, fresh = keys[row["policy"]]
-        issuers = _issuers(row["authority"], authorities)
-        new = _parse_certificates(pem, f"answer of {ca} for {row['policy']}")[0]
-        fault = _fault(row, new, key.public_key(), issuers, now)
-        if fault:
-            errors.append(f"{row['policy']}: the certificate that {ca} issued is unfit: {fault}")
-            continue
-        ownership = _ownership(row)
-        if fresh:
-            old = "unusable key" if os.path.lexists(row["key"]) else None
-            _write(row["key"], _key_pem(key), *ownership[row["key"]])
-            changes[row["key"]] = {"old": old, "new": "new private key (EC P-256)"}
-        before = _first(row["path"])
-        _write(row["path"], pem.encode(), *ownership[row["path"]])
-        changes[row["path"]] = {"old": _label(before), "new": _label(new)}
+    errors: list[str] = []
+    wanted = certificates
+    for fresh in (False, True):
+        requests = {row["policy"]: keys[row["policy"]][0] for row in wanted}
+        names = sorted({row["name"] for row in authorities})
+        try:
+            answer = _ask(ca, requests, names, fresh, timeout)
+        except CommandExecutionError as err:
+            if not fresh:
+                raise
+            errors.append(str(err))
+            break
+        for row in authorities:
+            pem = answer["authorities"].get(row["name"])
+            if pem is not None:
+                changes.update(_replace_authority(row["path"], pem))
+        errors = list(answer["errors"])
+        left = []
+        for row in wanted:
+            pem = answer["certificates"].get(row["policy"])
+            fault = None if pem is None else _answer_fault(row, pem, keys, authorities)
+            if fault:
+                errors.append(f"{row['policy']}: the issued certificate is unfit: {fault}")
+            if pem is None or fault:
+                left.append(row)
+            else:
+                changes.update(_install(row, pem, *keys[row["policy"]]))
+        if not errors:
+            break
+        # The CA minion may not know yet how the cluster was changed: once more, with fresh pillar.
+        wanted = left
     return {"changes": changes, "errors": [f"CA minion {ca}: {text}" for text in errors]}
 
 
@@ -271,11 +275,11 @@ def renew(names: list[str] | str | None = None, timeout: int = 120) -> dict[str,
     return done["changes"]
 
 
-def mend_ownership(certificate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def mend_ownership(declared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Give the files of a certificate the owner and mode they must have.
 
     Args:
-        certificate: One of pillar ``indigo:pki:certificates``.
+        declared: One of pillar ``indigo:pki:certificates`` or ``indigo:pki:authorities``.
 
     Returns:
         What changed: ``{path: {"old": "root:root 0644", "new": "etcd:etcd 0600"}}``.
@@ -289,15 +293,8 @@ def mend_ownership(certificate: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
             salt etcd1 indigo_pki.mend_ownership '{...}'
     """
     changes = {}
-    for path, (uid, gid, mode) in _ownership(certificate).items():
-        found = _stat(path)
-        if found is None or found == (uid, gid, mode):
-            continue
-        # Narrow first: a key must not be the new owner's and world readable for a moment.
-        os.chmod(path, mode & found[2])
-        os.chown(path, uid, gid)
-        os.chmod(path, mode)
-        changes[path] = {"old": _describe(*found), "new": _describe(uid, gid, mode)}
+    for path, wanted in _ownership(declared).items():
+        changes.update(_mend(path, *wanted))
     return changes
 
 
@@ -382,13 +379,8 @@ def establish(authority: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         pem = new.public_bytes(serialization.Encoding.PEM)
         _write(authority["certificate"], pem, *owner, CERTIFICATE_MODE)
         changes[authority["certificate"]] = {"old": _label(old), "new": _label(new)}
-    for path, mode in ((authority["key"], KEY_MODE), (authority["certificate"], CERTIFICATE_MODE)):
-        found = _stat(path)
-        if found is not None and found != (*owner, mode):
-            os.chmod(path, mode & found[2])
-            os.chown(path, *owner)
-            os.chmod(path, mode)
-            changes[path] = {"old": _describe(*found), "new": _describe(*owner, mode)}
+    changes.update(_mend(authority["key"], *owner, KEY_MODE))
+    changes.update(_mend(authority["certificate"], *owner, CERTIFICATE_MODE))
     return changes
 
 
@@ -439,13 +431,41 @@ def _self_signed(
 # The conversation with the CA minion
 
 
+def _answer_fault(
+    declared: Mapping[str, Any],
+    pem: str,
+    keys: Mapping[str, tuple[Any, bool]],
+    authorities: list[dict[str, str]],
+) -> str | None:
+    """What is wrong with a certificate that the CA minion sent, if anything."""
+    key, _new = keys[declared["policy"]]
+    try:
+        found = _parse_certificates(pem, "it")[0]
+        issuers = _issuers(declared["authority"], authorities)
+    except CommandExecutionError as err:
+        return str(err)
+    return _fault(declared, found, key.public_key(), issuers, _now())
+
+
+def _install(declared: Mapping[str, Any], pem: str, key: Any, new: bool) -> dict[str, Any]:
+    """Put a verified certificate in place, and before it its key if that is a new one."""
+    ownership = _ownership(declared)
+    changes: dict[str, Any] = {}
+    if new:
+        old = "unusable key" if os.path.lexists(declared["key"]) else None
+        _write(declared["key"], _key_pem(key), *ownership[declared["key"]])
+        changes[declared["key"]] = {"old": old, "new": "new private key (EC P-256)"}
+    before = _first(declared["path"])
+    _write(declared["path"], pem.encode(), *ownership[declared["path"]])
+    changes[declared["path"]] = {"old": _label(before), "new": _label(_first(declared["path"]))}
+    return changes
+
+
 def _ask(
-    ca: str, keys: Mapping[str, tuple[Any, bool]], authorities: list[str], timeout: int
+    ca: str, keys: Mapping[str, Any], authorities: list[str], fresh: bool, timeout: int
 ) -> dict[str, Any]:
     """What the CA minion answers to all requests of this host."""
-    requests = [
-        {"policy": policy, "public_key": _public_pem(key)} for policy, (key, _fresh) in keys.items()
-    ]
+    requests = [{"policy": policy, "public_key": _public_pem(key)} for policy, key in keys.items()]
     if "publish.publish" not in __salt__:
         raise CommandExecutionError(
             f"certificates are issued by minion {ca} through a Salt master: this minion has none"
@@ -453,12 +473,12 @@ def _ask(
     begun = time.monotonic()
     # Salt's own default of 5 s is too short for many hosts at once.
     answer = __salt__["publish.publish"](
-        ca, "indigo_ca.sign", arg=[requests, authorities], tgt_type="list", timeout=timeout
+        ca, "indigo_ca.sign", arg=[requests, authorities, fresh], tgt_type="list", timeout=timeout
     )
     waited = time.monotonic() - begun
     result = answer.get(ca) if isinstance(answer, Mapping) else answer
     if isinstance(result, Mapping) and "certificates" in result:
-        return dict(result)
+        return {"authorities": {}, "errors": [], **result}
     if result:
         raise CommandExecutionError(f"CA minion {ca} could not sign: {result}")
     if answer == {} and waited < timeout:
@@ -520,14 +540,7 @@ def _authority_problem(path: str, now: datetime.datetime) -> str | None:
         found = _load_certificates(path)[0]
     except CommandExecutionError as err:
         return str(err)
-    fault = _timing(found, 0, now)
-    if fault:
-        return fault
-    wanted = (os.geteuid(), os.getegid(), CERTIFICATE_MODE)
-    have = _stat(path)
-    if have is not None and have != wanted:
-        return f"{path} is {_describe(*have)}, not {_describe(*wanted)}"
-    return None
+    return _timing(found, 0, now)
 
 
 def _issued(found: x509.Certificate, issuer: x509.Certificate) -> bool:
@@ -707,7 +720,10 @@ def _replace_authority(path: str, pem: str) -> dict[str, dict[str, Any]]:
 
 
 def _ownership(declared: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
-    """Owner, group and mode of both files. Only the key is the service's own."""
+    """Owner, group and mode of each file. Only a key is the service's own."""
+    public = {declared["path"]: (os.geteuid(), os.getegid(), CERTIFICATE_MODE)}
+    if "key" not in declared:
+        return public
     user, group = declared.get("user", "root"), declared.get("group", "root")
     try:
         uid, gid = pwd.getpwnam(user).pw_uid, grp.getgrnam(group).gr_gid
@@ -716,10 +732,7 @@ def _ownership(declared: Mapping[str, Any]) -> dict[str, tuple[int, int, int]]:
             f"{declared['key']}: account {user}:{group}, its owner, does not exist on this host: "
             "apply the state common, which makes the accounts"
         ) from err
-    return {
-        declared["key"]: (uid, gid, KEY_MODE),
-        declared["path"]: (os.geteuid(), os.getegid(), CERTIFICATE_MODE),
-    }
+    return {declared["key"]: (uid, gid, KEY_MODE), **public}
 
 
 def _stat(path: str) -> tuple[int, int, int] | None:
@@ -728,6 +741,17 @@ def _stat(path: str) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)
+
+
+def _mend(path: str, uid: int, gid: int, mode: int) -> dict[str, dict[str, Any]]:
+    found = _stat(path)
+    if found is None or found == (uid, gid, mode):
+        return {}
+    # Narrow first: a key must not be the new owner's and world readable for a moment.
+    os.chmod(path, mode & found[2])
+    os.chown(path, uid, gid)
+    os.chmod(path, mode)
+    return {path: {"old": _describe(*found), "new": _describe(uid, gid, mode)}}
 
 
 def _describe(uid: int, gid: int, mode: int) -> str:

@@ -67,10 +67,10 @@ def certificates_managed(
     try:
         for _round in range(ROUNDS):
             reasons, wanted = _due(authorities, certificates)
-            ownership = _misowned(certificates, wanted)
+            ownership = _misowned([*authorities, *certificates], reasons)
             if __opts__["test"]:
                 return _previewed(ret, {**reasons, **ownership}, certificates)
-            for row in certificates:
+            for row in [*authorities, *certificates]:
                 if row["path"] in ownership:
                     changes.update(__salt__["indigo_pki.mend_ownership"](row))
             if not reasons:
@@ -217,13 +217,13 @@ def _due(
     return reasons, wanted
 
 
-def _misowned(certificates: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> dict[str, str]:
+def _misowned(rows: list[dict[str, Any]], reasons: dict[str, str]) -> dict[str, str]:
     """What is wrong with the owners and modes of files that are there."""
     found = {}
-    for row in certificates:
+    for row in rows:
         problem = __salt__["indigo_pki.ownership_problem"](row)
         # A certificate that will be issued gets its owner then; its account may not exist yet.
-        if problem and row not in wanted:
+        if problem and row["path"] not in reasons:
             found[row["path"]] = problem
     return found
 
