@@ -1,4 +1,5 @@
 include:
   - master.installed
   - master.configured
+  - master.started
   - master.running

@@ -3,37 +3,11 @@
 {% set apiserver = indigo.components['kube-apiserver'] %}
 
 include:
-  - master.installed
-  - master.configured
-
-The master has its tokens and keys:
-  indigo_tokens.present:
-    - name: {{ indigo.id }}
-    - tokens: {{ indigo.tokens | tojson }}
-    - set: True
-
-# The API server takes up a renewed serving certificate or authority by itself, and its etcd client
-# reads its certificate at each handshake; the kubelet client's and the shared keys it reads once.
-kube-apiserver runs with its configuration:
-  indigo_service.running:
-    - name: kube-apiserver
-    - wait: False
-    - files:
-      - {{ indigo.paths.kubernetes }}/tokens.csv
-      - {{ indigo.paths.kubernetes }}/encryption.yaml
-      - {{ indigo.paths.kubernetes }}/audit-policy.yaml
-{%- if apiserver.authentication %}
-      - {{ indigo.paths.kubernetes }}/authentication.yaml
+  - master.started
+{%- if 'node' in indigo.roles %}
+  # On a shared host kubelet starts beside the API server: it needs seconds until its first request.
+  - node.started
 {%- endif %}
-      - {{ pki }}/sa.key
-      - {{ pki }}/sa.pub
-      - {{ pki }}/apiserver-kubelet-client.crt
-      - {{ pki }}/etcd-ca.crt
-    - require:
-      - sls: master.installed
-      - sls: master.configured
-      - sls: kubeconfig
-      - indigo_tokens: The master has its tokens and keys
 
 # A controller manager started before this exits once: its permissions are read here.
 kube-apiserver serves:

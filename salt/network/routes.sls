@@ -26,11 +26,6 @@ The unit of the pod network's routes is in place:
         interface: {{ interface }}
 
 {% if network.node %}
-The folder of containerd's templates exists:
-  file.directory:
-    - name: {{ salt['file.dirname'](indigo.components.containerd.cni_template) }}
-    - mode: '0755'
-
 The template of the CNI configuration is in place:
   file.managed:
     - name: {{ indigo.components.containerd.cni_template }}
@@ -39,10 +34,9 @@ The template of the CNI configuration is in place:
     - user: root
     - group: root
     - mode: '0644'
+    - makedirs: True
     - context:
         document: {{ network.cni | tojson }}
-    - require:
-      - file: The folder of containerd's templates exists
 {% endif %}
 
 The pod network's routes are there:
@@ -53,3 +47,13 @@ The pod network's routes are there:
     - require:
       - file: The sysctls of the pod network are in place
       - file: The unit of the pod network's routes is in place
+
+# A restart of the host's network takes them away, and the unit would not know.
+The kernel has the pod network's routes:
+  indigo_network.routed:
+    - interface: {{ interface }}
+    - pods: {{ indigo.networks.pods }}
+    - services: {{ indigo.networks.services }}
+    - node: {{ network.node }}
+    - require:
+      - indigo_service: The pod network's routes are there

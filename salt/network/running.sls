@@ -1,4 +1,5 @@
-# What of the network needs the node's tokens: flannel speaks to the API, routes do not.
+# What of the network waits for the node: flannel speaks to the API, and containerd writes the CNI
+# configuration for `routes` once, from a template.
 {% set indigo = pillar.indigo %}
 
 include:
@@ -18,4 +19,15 @@ flannel runs with its configuration:
       - sls: kubeconfig
       - sls: node.installed
       - indigo_tokens: The node has its tokens
+{% endif %}
+
+{% if indigo.network.kind == 'routes' and indigo.network.node %}
+The CNI configuration is of today's template:
+  indigo_network.cni_current:
+    - name: {{ indigo.components.containerd.cni_config }}
+    - template: {{ indigo.components.containerd.cni_template }}
+    - require:
+      - sls: network.routes
+    - require_in:
+      - indigo_service: kubelet runs with its configuration
 {% endif %}

@@ -1,14 +1,8 @@
 {% set indigo = pillar.indigo %}
-{% set containerd = indigo.components.containerd %}
 
 include:
   - kubeconfig
   - network
-
-The containerd configuration folder exists:
-  file.directory:
-    - name: /etc/containerd
-    - mode: '0755'
 
 containerd is configured:
   file.managed:
@@ -18,8 +12,7 @@ containerd is configured:
     - user: root
     - group: root
     - mode: '0644'
-    - require:
-      - file: The containerd configuration folder exists
+    - makedirs: True
 
 {% for name in ['kubelet', 'kube-proxy'] %}
 {{ name }} is configured:

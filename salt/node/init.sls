@@ -2,4 +2,5 @@ include:
   - node.installed
   - node.configured
   - node.containerd
+  - node.started
   - node.running

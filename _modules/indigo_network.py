@@ -1,0 +1,149 @@
+"""The pod network as it is on this host now: routes, forwarding, and the CNI configuration.
+
+systemd knows that ``indigo-routes`` ran, not that its routes are still there: a restart of the
+host's network takes them away. This module looks at the kernel.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+try:
+    from salt.exceptions import CommandExecutionError
+except ImportError:  # the pure functions are of use without Salt
+    CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
+
+#: Kernel's flag of a route that refuses (``include/uapi/linux/ipv6_route.h``, ``route.h``).
+RTF_REJECT = 0x0200
+
+
+def __virtual__() -> str:
+    return "indigo_network"
+
+
+def parse_routes(text: str) -> dict[str, str]:
+    """Destinations and their interfaces from ``/proc/net/route``; a refusing route has ``!``.
+
+    >>> parse_routes("Iface Destination Gateway Flags RefCnt Use Metric Mask\\n"
+    ...              "eth0 0000F40A 00000000 0001 0 0 0 0000FFFF 0 0 0\\n")
+    {'10.244.0.0/16': 'eth0'}
+    """
+    routes: dict[str, str] = {}
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) < 8:
+            continue
+        address, mask = (
+            ipaddress.IPv4Address(int.from_bytes(bytes.fromhex(fields[index]), "little"))
+            for index in (1, 7)
+        )
+        refused = int(fields[3], 16) & RTF_REJECT
+        network = ipaddress.IPv4Network(f"{address}/{mask}")
+        routes.setdefault(str(network), "!" if refused else fields[0])
+    return routes
+
+
+def _kernel(path: str) -> str | None:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return None
+
+
+def _masqueraded(pods: str) -> bool:
+    command = ["iptables", "-w", "-t", "nat", "-C", "POSTROUTING", "-s", pods, "!", "-d", pods]
+    try:
+        done = subprocess.run(
+            [*command, "-j", "MASQUERADE"], capture_output=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
+def differences(interface: str, pods: str, services: str, node: bool) -> list[str]:
+    """What the host lacks of the pod network ``routes``.
+
+    Args:
+        interface: The one that carries the host's address.
+        pods: Pod network, as CIDR.
+        services: Service network, as CIDR.
+        node: Whether the host runs pods, or only reaches them.
+
+    Returns:
+        One text per difference; none when all is in place.
+
+    Raises:
+        CommandExecutionError: The kernel does not show its routes.
+
+    Example:
+        ``salt node1 indigo_network.differences eth0 10.244.0.0/16 10.96.0.0/16 True``
+    """
+    table = _kernel("/proc/net/route")
+    if table is None:
+        raise CommandExecutionError("/proc/net/route cannot be read; expected the IPv4 routes")
+    routes = parse_routes(table)
+    wanted = {pods: interface, services: interface if node else "!"}
+    found = [
+        f"route to {network} is {routes.get(network, 'absent')}, expected {there}"
+        for network, there in wanted.items()
+        if routes.get(network) != there
+    ]
+    if not node:
+        return found
+    settings = {
+        "/proc/sys/net/ipv4/ip_forward": "1",
+        f"/proc/sys/net/ipv4/conf/{interface}/proxy_arp": "1",
+        f"/proc/sys/net/ipv4/neigh/{interface}/proxy_delay": "0",
+        "/proc/sys/net/bridge/bridge-nf-call-iptables": "1",
+    }
+    for path, value in settings.items():
+        now = _kernel(path)
+        if now != value and not (now is None and "/bridge/" in path):
+            found.append(f"{path.removeprefix('/proc/sys/')} is {now}, expected {value}")
+    if not _masqueraded(pods):
+        found.append(f"no rule masquerades {pods}")
+    return found
+
+
+def subnet(config: Mapping[str, Any]) -> str | None:
+    """The node's pods, as a CNI configuration that containerd wrote says.
+
+    >>> subnet({"plugins": [{"ipam": {"ranges": [[{"subnet": "10.244.1.0/24"}]]}}]})
+    '10.244.1.0/24'
+    """
+    for plugin in config.get("plugins", []):
+        for span in plugin.get("ipam", {}).get("ranges", []):
+            for one in span:
+                if "subnet" in one:
+                    return str(one["subnet"])
+    return None
+
+
+def outdated(config: str, template: str) -> bool:
+    """Whether containerd wrote its CNI configuration from another template than today's.
+
+    containerd writes it once and leaves it alone as long as it can be loaded
+    (``internal/cri/server/update_runtime_config.go``).
+
+    Args:
+        config: Path of the file that containerd wrote.
+        template: Path of the template.
+
+    Returns:
+        False also where containerd has not written it yet.
+    """
+    try:
+        written = json.loads(Path(config).read_text(encoding="utf-8"))
+        pattern = Path(template).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+    pods = subnet(written)
+    return pods is None or json.loads(pattern.replace("{{.PodCIDR}}", pods)) != written

@@ -1,0 +1,98 @@
+"""The pod network as the kernel and containerd have it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+try:
+    from salt.exceptions import CommandExecutionError
+except ImportError:
+    CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
+
+__salt__: dict[str, Any] = {}
+__opts__: dict[str, Any] = {}
+
+
+def __virtual__() -> bool | tuple[bool, str]:
+    if "indigo_network.differences" not in __salt__:
+        return False, "indigo_network states need the execution module indigo_network"
+    return True
+
+
+def routed(
+    name: str, interface: str, pods: str, services: str, node: bool, unit: str = "indigo-routes"
+) -> dict[str, Any]:
+    """Routes, sysctls and the masquerading rule are in the kernel; the unit is run again if not.
+
+    Args:
+        name: A plain English sentence.
+        interface: The one that carries the host's address.
+        pods: Pod network, as CIDR.
+        services: Service network, as CIDR.
+        node: Whether the host runs pods, or only reaches them.
+        unit: The oneshot unit that puts them there.
+
+    Returns:
+        A state result; ``changes`` names what had been missing.
+
+    Example:
+        .. code-block:: yaml
+
+            The kernel has the pod network's routes:
+              indigo_network.routed:
+                - interface: eth0
+                - pods: 10.244.0.0/16
+                - services: 10.96.0.0/16
+                - node: True
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    try:
+        found = __salt__["indigo_network.differences"](interface, pods, services, node)
+        if not found:
+            return {**ret, "comment": f"{interface} leads to {pods}"}
+        ret["changes"] = {"restored": found}
+        if __opts__.get("test"):
+            return {**ret, "result": None, "comment": f"Would run {unit}: {'; '.join(found)}"}
+        __salt__["indigo_service.restart"](unit)
+        left = __salt__["indigo_network.differences"](interface, pods, services, node)
+    except CommandExecutionError as error:
+        return {**ret, "result": False, "changes": {}, "comment": str(error)}
+    if left:
+        comment = f"{unit} ran, and still: {'; '.join(left)}. Look at: journalctl -u {unit} -n 50"
+        return {**ret, "result": False, "comment": comment}
+    return {**ret, "comment": f"{unit} was run: {'; '.join(found)}"}
+
+
+def cni_current(name: str, template: str) -> dict[str, Any]:
+    """The CNI configuration that containerd wrote is of today's template, or is removed.
+
+    containerd writes it again when kubelet, which starts anew with a new template, tells it the
+    node's subnet.
+
+    Args:
+        name: Path of the file that containerd writes.
+        template: Path of its template.
+
+    Returns:
+        A state result; ``changes`` has ``removed``.
+
+    Example:
+        .. code-block:: yaml
+
+            The CNI configuration is of today's template:
+              indigo_network.cni_current:
+                - name: /etc/cni/net.d/10-containerd-net.conflist
+                - template: /etc/containerd/cni-template.conflist
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if not __salt__["indigo_network.outdated"](name, template):
+        return {**ret, "comment": f"{name} is of today's template, or not written yet"}
+    ret["changes"] = {"removed": name}
+    if __opts__.get("test"):
+        return {**ret, "result": None, "comment": f"{name} would be removed and written again"}
+    try:
+        os.unlink(name)
+    except OSError as error:
+        return {**ret, "result": False, "changes": {}, "comment": f"{name}: {error}"}
+    return {**ret, "comment": f"{name} was removed; kubelet has it written again"}

@@ -1,0 +1,42 @@
+{% set indigo = pillar.indigo %}
+{% set config = indigo.paths.kubernetes %}
+
+include:
+  - node.installed
+  - node.configured
+  - node.containerd
+  - network.running
+
+The node has its tokens:
+  indigo_tokens.present:
+    - name: {{ indigo.id }}
+    - tokens: {{ indigo.tokens | tojson }}
+
+kubelet runs with its configuration:
+  indigo_service.running:
+    - name: kubelet
+    - wait: False
+    - files:
+      - {{ config }}/kubelet.yaml
+      - {{ config }}/kubelet.kubeconfig
+      - {{ indigo.paths.pki }}/kubelet.crt
+{%- if indigo.network.kind == 'routes' %}
+      - {{ indigo.components.containerd.cni_template }}
+{%- endif %}
+    - require:
+      - sls: kubeconfig
+      - sls: node.containerd
+      - indigo_tokens: The node has its tokens
+
+kube-proxy runs with its configuration:
+  indigo_service.running:
+    - name: kube-proxy
+    - wait: False
+    - files:
+      - {{ config }}/kube-proxy.yaml
+      - {{ config }}/kube-proxy.kubeconfig
+    - require:
+      - sls: kubeconfig
+      - sls: node.installed
+      - sls: node.configured
+      - indigo_tokens: The node has its tokens
