@@ -1,11 +1,8 @@
 {% set indigo = pillar.indigo %}
 
-The Kubernetes configuration folder exists:
-  file.directory:
-    - name: {{ indigo.paths.kubernetes }}
-    - user: root
-    - group: root
-    - mode: '0755'
+include:
+  - common.accounts
+  - common.folders
 
 # No secret inside: each names the file of its token.
 {% for config in indigo.kubeconfigs %}
@@ -20,5 +17,6 @@ The kubeconfig {{ config.name }} is in place:
     - context:
         config: {{ config | tojson }}
     - require:
-      - file: The Kubernetes configuration folder exists
+      - sls: common.accounts
+      - sls: common.folders
 {% endfor %}

@@ -7,6 +7,8 @@
 } %}
 
 include:
+  - common.folders
+  - common.certificates
   - kubeconfig
   - network
 
@@ -21,7 +23,7 @@ The audit policy is in place:
     - context:
         document: {{ apiserver.audit | tojson }}
     - require:
-      - file: The Kubernetes configuration folder exists
+      - sls: common.folders
 
 {% if apiserver.authentication %}
 Anonymous access is configured:
@@ -35,7 +37,7 @@ Anonymous access is configured:
     - context:
         document: {{ apiserver.authentication | tojson }}
     - require:
-      - file: The Kubernetes configuration folder exists
+      - sls: common.folders
 {% endif %}
 
 {% for name, title in titles.items() %}

@@ -32,5 +32,6 @@ kube-apiserver runs with its configuration:
     - require:
       - sls: master.installed
       - sls: master.configured
+      - sls: common.certificates
       - sls: kubeconfig
       - indigo_tokens: The master has its tokens and keys

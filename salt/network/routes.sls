@@ -3,6 +3,11 @@
 {% set network = indigo.network %}
 {% set interface = network.interface or salt['indigo_host.interface'](indigo.address) %}
 
+{% if network.node %}
+include:
+  - common.packages
+{% endif %}
+
 The sysctls of the pod network are in place:
   file.managed:
     - name: /etc/sysctl.d/90-indigo-network.conf
@@ -45,6 +50,9 @@ The pod network's routes are there:
     - files:
       - /etc/sysctl.d/90-indigo-network.conf
     - require:
+{%- if network.node %}
+      - sls: common.packages
+{%- endif %}
       - file: The sysctls of the pod network are in place
       - file: The unit of the pod network's routes is in place
 

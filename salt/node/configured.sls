@@ -1,6 +1,8 @@
 {% set indigo = pillar.indigo %}
 
 include:
+  - common.folders
+  - common.certificates
   - kubeconfig
   - network
 
@@ -24,7 +26,7 @@ containerd is configured:
     - group: root
     - mode: '0644'
     - require:
-      - file: The Kubernetes configuration folder exists
+      - sls: common.folders
 {% endfor %}
 
 {% for name in ['containerd', 'kubelet', 'kube-proxy'] %}

@@ -24,6 +24,7 @@ kubelet runs with its configuration:
       - {{ indigo.components.containerd.cni_template }}
 {%- endif %}
     - require:
+      - sls: common.certificates
       - sls: kubeconfig
       - sls: node.containerd
       - indigo_tokens: The node has its tokens
