@@ -34,6 +34,19 @@ def __virtual__() -> str:
     return "indigo_health"
 
 
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
 def _context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
     context = ssl.create_default_context(cafile=ca)
     if cert:
@@ -53,7 +66,8 @@ def check(
     """Ask an endpoint once.
 
     Args:
-        url: ``https://host:port/path`` (or ``http://``). The certificate must name the host.
+        url: ``https://host:port/path`` or ``http://…``; the certificate must name the host.
+            ``unix:/path/of/socket`` asks for ``/`` over a Unix socket.
         ca: File with the authority that signed the server's certificate; None: the system's.
         cert: Client certificate file, with ``key`` as its private key file.
         key: Private key file of ``cert``.
@@ -80,14 +94,17 @@ def check(
             token = Path(token_file).read_text(encoding="utf-8").strip()
             headers["Authorization"] = f"Bearer {token}"
         host = parts.hostname or ""
-        if parts.scheme == "https":
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if parts.scheme == "unix":
+            connection = _UnixConnection(parts.path, timeout)
+            target = "/"
+        elif parts.scheme == "https":
             context = _context(ca, cert, key)
             connection = http.client.HTTPSConnection(
                 host, parts.port or 443, timeout=timeout, context=context
             )
         else:
             connection = http.client.HTTPConnection(host, parts.port or 80, timeout=timeout)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("GET", target, headers=headers)
         answer = connection.getresponse()
         status = answer.status

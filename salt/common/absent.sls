@@ -1,0 +1,34 @@
+# The inverse of the host's whole presence: its roles' layers, then what they shared.
+# The keys of the certificate authorities stay: ca.absent asks for a confirmation first.
+{% import_yaml 'common/accounts.yaml' as accounts %}
+{% set indigo = pillar.indigo %}
+{% set layers = indigo.roles | reject('equalto', 'ca') | list %}
+
+{% if layers %}
+include:
+{% for role in layers %}
+  - {{ role }}.absent
+{% endfor %}
+{% endif %}
+
+{% for path in [indigo.paths.kubernetes, indigo.paths.artifacts, '/usr/local/lib/indigo'] %}
+{{ path }} is gone with all in it:
+  file.absent:
+    - name: {{ path }}
+{% if layers %}
+    - require:
+{% for role in layers %}
+      - sls: {{ role }}.absent
+{% endfor %}
+{% endif %}
+{% endfor %}
+
+{% for role in layers %}
+{% for account in accounts.get(role, []) %}
+The account {{ account }} is gone:
+  user.absent:
+    - name: {{ account }}
+    - require:
+      - sls: {{ role }}.absent
+{% endfor %}
+{% endfor %}

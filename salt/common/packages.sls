@@ -1,0 +1,13 @@
+{% import_yaml 'common/packages.yaml' as packages %}
+{% set names = [] %}
+{% for role in ['all'] + pillar.indigo.roles %}
+{%   do names.extend(packages[role].get(grains.os_family, [])) %}
+{% endfor %}
+
+# One transaction for all of them; the package index is fetched only when one is missing.
+The host's packages are installed:
+  pkg.installed:
+    - pkgs: {{ names | unique | sort | tojson }}
+{%- if grains.os_family == 'Debian' %}
+    - install_recommends: False
+{%- endif %}

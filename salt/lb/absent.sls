@@ -1,0 +1,37 @@
+# The inverse of the role: the address first, so that another load balancer takes it over.
+
+keepalived is stopped:
+  indigo_service.stopped:
+    - name: keepalived
+
+haproxy is stopped:
+  indigo_service.stopped:
+    - name: haproxy
+    - require:
+      - indigo_service: keepalived is stopped
+
+{% for name in ['keepalived', 'haproxy'] %}
+The package {{ name }} is gone:
+  pkg.removed:
+    - name: {{ name }}
+    - require:
+      - indigo_service: {{ name }} is stopped
+
+{% for path in ['/etc/systemd/system/' ~ name ~ '.service', '/etc/' ~ name] %}
+{{ path }} is gone:
+  file.absent:
+    - name: {{ path }}
+    - require:
+      - pkg: The package {{ name }} is gone
+{% endfor %}
+{% endfor %}
+
+The check of haproxy is gone:
+  file.absent:
+    - name: /usr/local/lib/indigo/haproxy-serves
+
+An address of another host cannot be listened on:
+  indigo_host.sysctl_absent:
+    - name: /etc/sysctl.d/90-indigo-lb.conf
+    - settings:
+        net.{{ 'ipv6' if ':' in pillar.indigo.vip.address else 'ipv4' }}.ip_nonlocal_bind: '0'

@@ -1,0 +1,5 @@
+# One address for the API: haproxy passes connections to healthy masters, keepalived holds the address.
+include:
+  - lb.installed
+  - lb.configured
+  - lb.running

@@ -1,0 +1,3 @@
+# Its packages come with all others of the host.
+include:
+  - common.packages
