@@ -266,6 +266,7 @@ def _parse_set(text: bytes, path: str) -> dict[str, Any]:
         "generation": int,
         "tokens": dict,
         "service_account_key": str,
+        "service_account_public": str,
         "encryption": str,
     }
     if not isinstance(document, dict):
@@ -415,7 +416,10 @@ def _group_name(gid: int) -> str:
 def _access_drift(path: str, user: str, mode: int) -> str | None:
     """What is wrong with a file's owner, group or mode; None when nothing is."""
     found = os.lstat(path)
-    uid, gid = _account(user, path)
+    try:
+        uid, gid = _account(user, path)
+    except CommandExecutionError:
+        return f"owner {_owner_name(found.st_uid)}, expected {user}, which this host has not yet"
     wrong = []
     if stat.S_IMODE(found.st_mode) != mode:
         wrong.append(f"mode {stat.S_IMODE(found.st_mode):04o}, expected {mode:04o}")
@@ -515,15 +519,14 @@ def _expected(
     files: list[tuple[str, str, int, bytes | None]] = []
     contents: dict[str, bytes] = {}
     if token_set and document is not None:
-        key = document["service_account_key"]
         contents = {
-            "service-account-key": key.encode(),
-            "service-account-public": _public_part(key).encode(),
+            "service-account-key": document["service_account_key"].encode(),
+            "service-account-public": document["service_account_public"].encode(),
             "encryption": document["encryption"].encode(),
             "tokens": _csv(document).encode(),
         }
     if token_set:
-        files.append((token_set["path"], "root", 0o600, None))
+        files.append((token_set["path"], token_set["user"], 0o600, None))
         for file in token_set["files"]:
             mode = int(str(file["mode"]), 8)
             files.append((file["path"], file["user"], mode, contents.get(file["kind"])))
@@ -598,21 +601,24 @@ def _create(token_set: Mapping[str, Any], cluster: str) -> tuple[dict[str, Any],
     key = _read(paths["service-account-key"])
     encryption = _read(paths["encryption"])
     known = _parse_csv((_read(paths["tokens"]) or b"").decode("utf-8", "replace"))
+    private = key.decode("utf-8", "replace") if key else _signing_key()
     document = {
         "format": FORMAT,
         "cluster": cluster,
         "lineage": secrets.token_hex(8),
         "generation": 0,
         "tokens": {},
-        "service_account_key": key.decode() if key else _signing_key(),
-        "encryption": encryption.decode() if encryption else _encryption(),
+        "service_account_key": private,
+        "service_account_public": _public_part(private),
+        "encryption": encryption.decode("utf-8", "replace") if encryption else _encryption(),
     }
-    _public_part(document["service_account_key"])
     return document, known
 
 
-def _write_set(path: str, document: Mapping[str, Any]) -> None:
-    _replace(path, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n", (0, 0), 0o600)
+def _write_set(token_set: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+    path = token_set["path"]
+    content = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+    _replace(path, content, _account(token_set["user"], path), 0o600)
 
 
 # --- Functions --------------------------------------------------------------------------------
@@ -769,7 +775,7 @@ def ensure(
         if document != old:
             # From here on the set is the new one; a kill before _mend is put right by the
             # next run of anything that mends.
-            _write_set(path, document)
+            _write_set(token_set, document)
             changed[path] = "missing" if old is None else f"generation {old['generation']}"
         changed.update(_mend(tokens, token_set, document))
     log.info("Token set is at generation %s", document["generation"])
@@ -853,7 +859,9 @@ def unseal(sealed: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     if me not in sealed:
         raise CommandExecutionError(f"the sealed tokens hold nothing for {me}")
     envelope = sealed[me]
-    header = envelope.get("header", {})
+    header = envelope.get("header") if isinstance(envelope, Mapping) else None
+    if not isinstance(header, Mapping):
+        raise CommandExecutionError(f"the sealed tokens for {me} have no header; {DEPLOY}")
     for key, expected in (("format", FORMAT), ("recipient", me), ("cluster", _cluster())):
         if header.get(key) != expected:
             raise CommandExecutionError(
@@ -918,7 +926,7 @@ def _take_set(
             os.link(path, kept)
             changed[kept] = "the set that was here before, of another origin or damaged"
     if document != old:
-        _write_set(path, document)
+        _write_set(token_set, document)
         changed[path] = f"generation {old['generation']}" if old else "missing"
     return {**changed, **_mend(tokens, token_set, document)}
 

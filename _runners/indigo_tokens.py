@@ -6,7 +6,6 @@ public keys that it has accepted for the receivers, and passes on what the holde
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,8 +14,6 @@ import salt.cache
 import salt.client
 import salt.loader
 from salt.exceptions import CommandExecutionError
-
-log = logging.getLogger(__name__)
 
 __virtualname__ = "indigo_tokens"
 
@@ -351,8 +348,6 @@ def _carry_out(
         for host, received in found.items():
             if received["changed"]:
                 changes[host] = received["changed"]
-    if failed:
-        log.error("Tokens are in step on %s only", ", ".join(changes) or "no host")
     _fail("tokens did not arrive; put this right and run it again", failed)
     return changes
 

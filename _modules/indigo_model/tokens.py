@@ -83,24 +83,6 @@ def identities(cluster: Cluster) -> list[dict[str, Any]]:
     return shared + own
 
 
-def plan(cluster: Cluster) -> dict[str, Any]:
-    """What the replication of the tokens needs to know of the cluster, on the Salt master.
-
-    Args:
-        cluster: The declared cluster.
-
-    Returns:
-        ``cluster`` (its name), ``masters`` and ``nodes`` (minion ids in the order of the
-        declaration) and ``identities`` (see :func:`identities`).
-    """
-    return {
-        "cluster": cluster.name,
-        "masters": [host.id for host in cluster.with_role("master")],
-        "nodes": [host.id for host in cluster.with_role("node")],
-        "identities": identities(cluster),
-    }
-
-
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """Token files and kubeconfigs of a host; on a master the shared set's files too.
 
@@ -147,6 +129,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     if "master" in host.roles:
         result["token_set"] = {
             "path": SET,
+            "user": "root",
             "files": [
                 {"kind": kind, "path": path, "user": user, "mode": mode}
                 for kind, path, user, mode in SET_FILES
