@@ -350,7 +350,7 @@ class Lab:
     def _provision(self, hosts: Sequence[Host]) -> None:
         """Give hosts their Salt keys and configuration, and the master theirs to accept."""
         master = self._etc("salt")
-        public = saltenv.keypair(master / "pki/master", "master")
+        public = saltenv.seed_master(master)
         with ThreadPoolExecutor(2) as pool:
             keys = pool.map(lambda h: saltenv.seed_minion(self._etc(h.name), h.name), hosts)
             for host, key in zip(hosts, keys, strict=True):
@@ -437,10 +437,14 @@ class Lab:
         """Wait until the minions answer test.ping."""
         deadline = time.monotonic() + seconds
         missing = set(names)
+        # A published job waits long for a minion that is not there yet: look for them first.
+        wanted = {self.host(name).address for name in names}
+        while time.monotonic() < deadline and not wanted <= self._subscribed():
+            time.sleep(0.3)
         while missing:
             done = self.exec(
                 "salt",
-                ["salt", "--static", "--out=json", "--timeout=3", "--hide-timeout",
+                ["salt", "--static", "--out=json", "--timeout=5", "--hide-timeout",
                  "-L", ",".join(sorted(missing)), "test.ping"],
                 timeout=60,
             )  # fmt: skip
@@ -457,6 +461,11 @@ class Lab:
                 )
             if missing:
                 time.sleep(0.5)
+
+    def _subscribed(self) -> set[str]:
+        """The addresses of the minions that listen to the master."""
+        out = self.exec("salt", ["ss", "-Htn", "state", "established", "sport = :4505"]).stdout
+        return {line.split()[-1].rsplit(":", 1)[0].strip("[]") for line in out.splitlines()}
 
     def down(self) -> None:
         """Remove everything that `up` made on the machine; the cache stays."""

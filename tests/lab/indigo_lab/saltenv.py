@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from .base import REPO, cache, digest, remove_tree, run, say, write
+from .base import REPO, cache, digest, remove_tree, run, say, state, write
 from .rootfs import VENV
 from .topology import MASTER
 
@@ -55,11 +55,12 @@ def environment() -> Path:
 def keypair(folder: Path, name: str) -> str:
     """Make an RSA key pair as `salt-key --gen-keys` does, unless it is there; the public half."""
     private, public = folder / f"{name}.pem", folder / f"{name}.pub"
-    if not public.exists():
+    if not private.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         pem = run(["openssl", "genrsa", "2048"], step=f"make the key {private}").stdout
         write(private, pem, 0o400)
-        text = run(["openssl", "rsa", "-pubout"], stdin=pem, step=f"make the key {public}").stdout
+    if not public.exists():
+        text = run(["openssl", "rsa", "-in", private, "-pubout"], step=f"make {public}").stdout
         write(public, text.strip() + "\n")
     return public.read_text()
 
@@ -111,6 +112,20 @@ def seed_minion(folder: Path, name: str) -> str:
     """Write a minion's configuration and key under its /etc/salt; its public key."""
     write(folder / "minion.d/lab.conf", minion_config(name))
     return keypair(folder / "pki/minion", "minion")
+
+
+def seed_master(folder: Path) -> str:
+    """Give the master its key pair, once; its public key.
+
+    A started Salt master renames its keys after its id and leaves symbolic links, so the original
+    stays outside.
+    """
+    public = keypair(state("keys"), "master")
+    if not (folder / "pki/master").exists():
+        write(folder / "pki/master/master.pem", state("keys/master.pem").read_text(), 0o400)
+        write(folder / "pki/master/master.pub", public)
+        (folder / "pki/master").chmod(0o700)
+    return public
 
 
 def accept(master: Path, name: str, public: str) -> None:
