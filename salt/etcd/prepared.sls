@@ -1,0 +1,3 @@
+# All members start at once and wait for each other.
+include:
+  - etcd
