@@ -6,7 +6,9 @@ kubernetes.io; which flag exists in which release is :mod:`versions`' business.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +33,9 @@ LOGS = "kubernetes"
 WITHOUT_CONTROLLERS = ("csrsigning", "csrapproving", "csrcleaner")
 
 
+_PLAIN = re.compile(r"[-A-Za-z0-9_@:./,=*+]+$")
+
+
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """What a master must know to run its control plane: its part of the view.
 
@@ -39,8 +44,9 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"components": {component: {"user", "flags", "url", ...}}, "rbac": [objects]}``; ``{}``
-        on a host that is no master. ``flags`` maps flag names without dashes to text.
+        ``{"components": {component: {"user", "url", "flags", "arguments", ...}}, "rbac":
+        [objects]}``; ``{}`` on a host that is no master. ``flags`` maps flag names without
+        dashes to text, ``arguments`` is the same as the unit has it.
 
     Raises:
         ValueError: An override names a flag that the component does not have.
@@ -70,6 +76,26 @@ def _kubeconfig(name: str) -> str:
     return f"{PATHS['kubernetes']}/{name}.kubeconfig"
 
 
+def arguments(flags: Mapping[str, str]) -> list[str]:
+    """Flags as the words of a systemd unit's ``ExecStart``.
+
+    systemd expands ``%`` and ``$``, splits at blanks and reads C escapes in double quotes; what
+    is not plain is escaped and quoted. Source: ``systemd.service(5)``, command lines.
+
+    >>> arguments({"v": "2", "x": '50% "a b"'})
+    ['--v=2', '"--x=50%% \\\\"a b\\\\""']
+    """
+    words = (f"--{flag}={value}" for flag, value in flags.items())
+    return [
+        word if _PLAIN.match(word) else json.dumps(word.replace("%", "%%").replace("$", "$$"))
+        for word in words
+    ]
+
+
+def _component(user: str, url: str, flags: Mapping[str, str], **more: Any) -> dict[str, Any]:
+    return {"user": user, "url": url, "flags": flags, "arguments": arguments(flags), **more}
+
+
 def _flags(cluster: Cluster, component: str, derived: Mapping[str, str | None]) -> dict[str, str]:
     """Derived flags, then the site's, of which the release accepts."""
     wanted: dict[str, str | None] = dict(derived)
@@ -97,9 +123,9 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-apiserver of one master.
 
     Returns:
-        ``{"user", "url", "flags", "logs_directory", "audit", "authentication"}``. ``audit`` and
-        ``authentication`` are documents for files; the latter is None where the release cannot
-        bind anonymous access to paths.
+        ``{"user", "url", "flags", "arguments", "logs_directory", "audit", "authentication"}``.
+        ``audit`` and ``authentication`` are documents for files; the latter is None where the
+        release cannot bind anonymous access to paths.
     """
     kubernetes = cluster.versions["kubernetes"]
     pki, base = PATHS["pki"], PATHS["kubernetes"]
@@ -160,14 +186,14 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         # Spreads long-lived HTTP/2 clients after a restart; of no use without a second server.
         "goaway-chance": "0.001" if len(cluster.with_role("master")) > 1 else None,
     }
-    return {
-        "user": "kube-apiserver",
-        "url": f"https://{host.address}:{API_PORT}",
-        "flags": _flags(cluster, "kube-apiserver", derived),
-        "logs_directory": LOGS,
-        "audit": audit_policy(cluster),
-        "authentication": authentication(cluster) if by_path else None,
-    }
+    return _component(
+        "kube-apiserver",
+        f"https://{host.address}:{API_PORT}",
+        _flags(cluster, "kube-apiserver", derived),
+        logs_directory=LOGS,
+        audit=audit_policy(cluster),
+        authentication=authentication(cluster) if by_path else None,
+    )
 
 
 def authentication(cluster: Cluster) -> dict[str, Any]:
@@ -221,7 +247,7 @@ def audit_policy(cluster: Cluster) -> dict[str, Any]:
 
 
 def controller_manager(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """kube-controller-manager of one master: ``{"user", "url", "flags"}``."""
+    """kube-controller-manager of one master: ``{"user", "url", "flags", "arguments"}``."""
     pki = PATHS["pki"]
     config = _kubeconfig("controller-manager")
     grace = cluster.timers["node_grace"]
@@ -251,15 +277,15 @@ def controller_manager(cluster: Cluster, host: Host) -> dict[str, Any]:
         "service-account-private-key-file": f"{pki}/controller-manager-sa.key",
         "profiling": "false",
     }
-    return {
-        "user": "kube-controller-manager",
-        "url": f"https://{host.address}:{CONTROLLER_MANAGER_PORT}",
-        "flags": _flags(cluster, "kube-controller-manager", derived),
-    }
+    return _component(
+        "kube-controller-manager",
+        f"https://{host.address}:{CONTROLLER_MANAGER_PORT}",
+        _flags(cluster, "kube-controller-manager", derived),
+    )
 
 
 def scheduler(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """kube-scheduler of one master: ``{"user", "url", "flags"}``."""
+    """kube-scheduler of one master: ``{"user", "url", "flags", "arguments"}``."""
     pki = PATHS["pki"]
     config = _kubeconfig("scheduler")
     derived: dict[str, str | None] = {
@@ -275,11 +301,11 @@ def scheduler(cluster: Cluster, host: Host) -> dict[str, Any]:
         "leader-elect": "true",
         "profiling": "false",
     }
-    return {
-        "user": "kube-scheduler",
-        "url": f"https://{host.address}:{SCHEDULER_PORT}",
-        "flags": _flags(cluster, "kube-scheduler", derived),
-    }
+    return _component(
+        "kube-scheduler",
+        f"https://{host.address}:{SCHEDULER_PORT}",
+        _flags(cluster, "kube-scheduler", derived),
+    )
 
 
 def rbac(cluster: Cluster) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from . import versions
 from .cluster import PATHS, Cluster, Host
+from .master import arguments
 
 SOCKET = "unix:///run/containerd/containerd.sock"
 
@@ -254,7 +255,11 @@ def _toml_value(value: Any) -> str:
 
 
 def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """Kubelet of one node: ``{"flags", "config", "url"}``; ``config`` is a KubeletConfiguration."""
+    """Kubelet of one node, with a KubeletConfiguration.
+
+    Returns:
+        ``{"flags", "arguments", "config", "url"}``.
+    """
     kubernetes = cluster.versions["kubernetes"]
     minor = versions.minor(kubernetes)
     pki = PATHS["pki"]
@@ -299,15 +304,21 @@ def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
         # Keeps the garbage collection of images away from it, where containerd does not.
         "pod-infra-container-image": pause(cluster),
     }
+    flags = _flags(cluster, "kubelet", derived)
     return {
-        "flags": _flags(cluster, "kubelet", derived),
+        "flags": flags,
+        "arguments": arguments(flags),
         "config": merge(config, cluster.override("kubelet", "config")),
         "url": "http://127.0.0.1:10248/healthz",
     }
 
 
 def kube_proxy(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """kube-proxy of one node: ``{"flags", "config", "url"}``; a KubeProxyConfiguration."""
+    """kube-proxy of one node, with a KubeProxyConfiguration.
+
+    Returns:
+        ``{"flags", "arguments", "config", "url"}``.
+    """
     config: dict[str, Any] = {
         "apiVersion": versions.api_version(
             "KubeProxyConfiguration", cluster.versions["kubernetes"]
@@ -323,8 +334,10 @@ def kube_proxy(cluster: Cluster, host: Host) -> dict[str, Any]:
         "metricsBindAddress": "127.0.0.1:10249",
     }
     derived: dict[str, str | None] = {"config": f"{PATHS['kubernetes']}/kube-proxy.yaml"}
+    flags = _flags(cluster, "kube-proxy", derived)
     return {
-        "flags": _flags(cluster, "kube-proxy", derived),
+        "flags": flags,
+        "arguments": arguments(flags),
         "config": merge(config, cluster.override("kube-proxy", "config")),
         "url": "http://127.0.0.1:10256/healthz",
     }
@@ -343,7 +356,7 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
         ``{"kind", "node", "interface", ...}``; ``interface`` is None where the host is to look
         for the one that carries its address. On a node also, with ``routes``, ``cni``: the
         template of the CNI configuration that containerd fills in; with ``flannel``
-        ``net_conf``, ``cni``, ``plugins`` (folder of ``links``) and ``flags``.
+        ``net_conf``, ``cni``, ``plugins`` (folder of ``links``), ``flags``, ``arguments``.
     """
     result: dict[str, Any] = {
         "kind": cluster.network,
@@ -358,23 +371,25 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
     plugins = f"{base}/cni-plugins-{pinned['cni-plugins']}"
     links = {name: f"{plugins}/{name}" for name in ("bridge", "host-local", "loopback", "portmap")}
     links["flannel"] = f"{base}/cni-flannel-{pinned['cni-flannel']}/flannel"
+    flags = {
+        "kube-subnet-mgr": "true",
+        # It may read all nodes (see master.rbac) and write the status of its own alone.
+        "kubeconfig-file": f"{PATHS['kubernetes']}/kubelet.kubeconfig",
+        "net-config-path": "/etc/kube-flannel/net-conf.json",
+        "iface": host.address,
+        "public-ip": host.address,
+        "ip-masq": "true",
+        "healthz-ip": "127.0.0.1",
+        "healthz-port": "10253",
+    }
     return {
         **result,
         "net_conf": {"Network": cluster.pods, "Backend": {"Type": "vxlan"}},
         "cni": _flannel(),
         "plugins": FLANNEL_PLUGINS,
         "links": links,
-        "flags": {
-            "kube-subnet-mgr": "true",
-            # It may read all nodes (see master.rbac) and write the status of its own alone.
-            "kubeconfig-file": f"{PATHS['kubernetes']}/kubelet.kubeconfig",
-            "net-config-path": "/etc/kube-flannel/net-conf.json",
-            "iface": host.address,
-            "public-ip": host.address,
-            "ip-masq": "true",
-            "healthz-ip": "127.0.0.1",
-            "healthz-port": "10253",
-        },
+        "flags": flags,
+        "arguments": arguments(flags),
     }
 
 

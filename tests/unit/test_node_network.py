@@ -1,0 +1,127 @@
+"""The pod network in the kernel and the CNI configuration, read and put right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from salt.exceptions import CommandExecutionError
+from support import load
+
+ROUTES = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT
+eth0\t00000000\t014D0A0A\t0003\t0\t0\t0\t00000000\t0\t0\t0
+eth0\t0000F40A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0
+*\t0000600A\t00000000\t0201\t0\t0\t0\t0000FFFF\t0\t0\t0
+"""
+SETTINGS = {
+    "/proc/sys/net/ipv4/ip_forward": "1",
+    "/proc/sys/net/ipv4/conf/eth0/proxy_arp": "1",
+    "/proc/sys/net/ipv4/neigh/eth0/proxy_delay": "0",
+    "/proc/sys/net/bridge/bridge-nf-call-iptables": "1",
+}
+NETWORKS = ("eth0", "10.244.0.0/16", "10.96.0.0/16")
+
+
+def module(routes: str = ROUTES, masqueraded: bool = True, **settings):
+    loaded = load("_modules", "indigo_network")
+    kernel = {"/proc/net/route": routes, **SETTINGS}
+    kernel.update(settings)
+    loaded._kernel = kernel.get
+    loaded._masqueraded = lambda pods: masqueraded
+    return loaded
+
+
+def test_a_default_route_and_refused_networks_are_told_apart():
+    assert load("_modules", "indigo_network").parse_routes(ROUTES) == {
+        "0.0.0.0/0": "eth0",
+        "10.244.0.0/16": "eth0",
+        "10.96.0.0/16": "!",
+    }
+
+
+def test_a_master_refuses_cluster_addresses_and_a_node_routes_them():
+    assert module().differences(*NETWORKS, node=False) == []
+    assert module().differences(*NETWORKS, node=True) == [
+        "route to 10.96.0.0/16 is !, expected eth0"
+    ]
+    routed = ROUTES.replace("*\t", "eth0\t").replace("0201", "0001")
+    assert module(routed).differences(*NETWORKS, node=True) == []
+
+
+def test_everything_that_is_missing_is_named():
+    found = module("Iface\n", masqueraded=False, **dict.fromkeys(SETTINGS, "7")).differences(
+        *NETWORKS, node=True
+    )
+    assert len(found) == 7
+    assert "route to 10.244.0.0/16 is absent, expected eth0" in found
+    assert "net/ipv4/conf/eth0/proxy_arp is 7, expected 1" in found
+    assert "no rule masquerades 10.244.0.0/16" in found
+
+
+def test_a_kernel_without_bridge_netfilter_is_no_difference():
+    routed = ROUTES.replace("*\t", "eth0\t").replace("0201", "0001")
+    bare = module(routed, **{"/proc/sys/net/bridge/bridge-nf-call-iptables": None})
+    assert bare.differences(*NETWORKS, node=True) == []
+
+
+def routed(before: list[str], after: list[str], test: bool = False):
+    state = load("_states", "indigo_network")
+    answers, restarted = [before, after], []
+    state.__opts__ = {"test": test}
+    state.__salt__ = {
+        "indigo_network.differences": lambda *a: answers.pop(0),
+        "indigo_service.restart": restarted.append,
+    }
+    return state.routed("x", *NETWORKS, node=True), restarted
+
+
+def test_routes_that_went_away_are_put_back():
+    assert routed([], [])[0]["changes"] == {}
+    result, restarted = routed(["a route"], [])
+    assert result["result"] is True
+    assert result["changes"] == {"restored": ["a route"]}
+    assert restarted == ["indigo-routes"]
+    result, restarted = routed(["a route"], [], test=True)
+    assert (result["result"], restarted) == (None, [])
+    result, _ = routed(["a route"], ["a route"])
+    assert result["result"] is False
+    assert "journalctl -u indigo-routes" in result["comment"]
+
+
+def test_an_unreadable_kernel_is_an_error():
+    with pytest.raises(CommandExecutionError, match="/proc/net/route"):
+        module(**{"/proc/net/route": None}).differences(*NETWORKS, node=True)
+
+
+TEMPLATE = '{"plugins": [{"mtu": %d, "ipam": {"ranges": [[{"subnet": "{{.PodCIDR}}"}]]}}]}'
+
+
+def cni(tmp_path: Path, written: str | None, mtu: int = 1500, test: bool = False):
+    config, template = tmp_path / "10.conflist", tmp_path / "template"
+    template.write_text(TEMPLATE % mtu)
+    if written is not None:
+        config.write_text(written)
+    state = load("_states", "indigo_network")
+    state.__opts__ = {"test": test}
+    state.__salt__ = {"indigo_network.outdated": load("_modules", "indigo_network").outdated}
+    return state.cni_current(str(config), str(template)), config
+
+
+def test_a_configuration_of_another_template_is_removed(tmp_path):
+    written = (TEMPLATE % 1500).replace("{{.PodCIDR}}", "10.244.3.0/24")
+    result, config = cni(tmp_path, None)
+    assert result["changes"] == {}
+    result, config = cni(tmp_path, json.dumps(json.loads(written), indent=4))
+    assert (result["changes"], config.exists()) == ({}, True)
+    result, config = cni(tmp_path, written, mtu=1450, test=True)
+    assert (result["result"], config.exists()) == (None, True)
+    result, config = cni(tmp_path, written, mtu=1450)
+    assert result["changes"] == {"removed": str(config)}
+    assert not config.exists()
+
+
+def test_a_damaged_configuration_is_removed(tmp_path):
+    result, config = cni(tmp_path, "{")
+    assert result["changes"] == {"removed": str(config)}
+    assert not config.exists()
