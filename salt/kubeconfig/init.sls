@@ -17,6 +17,8 @@ The kubeconfig {{ config.name }} is in place:
     - context:
         config: {{ config | tojson }}
     - require:
-      - sls: common.accounts
       - sls: common.folders
+{%- if config.user != 'root' %}
+      - user: The account {{ config.user }} exists
+{%- endif %}
 {% endfor %}

@@ -20,7 +20,7 @@ haproxy may connect to the API servers:
     - value: True
     - persist: True
     - require:
-      - sls: lb.installed
+      - sls: common.packages
     - require_in:
       - file: haproxy is configured
 {% endif %}
@@ -35,7 +35,7 @@ haproxy is configured:
     - mode: '0644'
     - check_cmd: {{ indigo.components.haproxy.binary }} -c -q -f
     - require:
-      - sls: lb.installed
+      - sls: common.packages
       - sls: common.certificates
 
 The unit of haproxy is in place:
@@ -47,7 +47,7 @@ The unit of haproxy is in place:
     - group: root
     - mode: '0644'
     - require:
-      - sls: lb.installed
+      - sls: common.packages
 
 The folder of scripts exists:
   file.directory:
@@ -81,7 +81,7 @@ keepalived is configured:
         sh -c 'sed "s/script_user .*/script_user root/" "$0" > "$0.test" &&
         {{ indigo.components.keepalived.binary }} -t -f "$0.test"; found=$?; rm -f "$0.test"; exit $found'
     - require:
-      - sls: lb.installed
+      - sls: common.packages
       - file: The check of haproxy is in place
 
 The unit of keepalived is in place:
@@ -93,4 +93,4 @@ The unit of keepalived is in place:
     - group: root
     - mode: '0644'
     - require:
-      - sls: lb.installed
+      - sls: common.packages
