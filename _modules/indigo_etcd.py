@@ -30,9 +30,11 @@ __pillar__: dict[str, Any] = {}
 #: What a member answers at /health when it takes part in a quorum.
 HEALTHY = '"health":"true"'
 
-#: Refusals of a change of membership that pass: another change is under way, or a member that
-#: was just added has not started yet.
+#: Refusals of a change of membership that pass: another change is under way, a member that was
+#: just added has not started yet, or ("member not found") an id, made of the URL and the second,
+#: is that of a member removed in the same second (etcd's membership/member.go).
 PASSING = (
+    "member not found",
     "unhealthy cluster",
     "too many learner members",
     "can only promote a learner member which is in sync",
@@ -283,9 +285,13 @@ def _healthy_peers(settings: Mapping[str, Any]) -> list[str]:
 
 
 def _etcdctl(
-    settings: Mapping[str, Any], endpoints: Iterable[str], *arguments: str, strict: bool = True
+    settings: Mapping[str, Any],
+    endpoints: Iterable[str],
+    *arguments: str,
+    strict: bool = True,
+    answer: bool = True,
 ) -> Any:
-    """Run etcdctl with the member's certificate and return its JSON."""
+    """Run etcdctl with the member's certificate; its JSON, or None where no answer is wanted."""
     binary = __pillar__["indigo"]["binaries"]["etcdctl"]
     environ = {
         "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
@@ -298,7 +304,7 @@ def _etcdctl(
     }
     try:
         done = subprocess.run(
-            [binary, "--write-out=json", *arguments],
+            [binary, *(["--write-out=json"] if answer else []), *arguments],
             env=environ,
             capture_output=True,
             text=True,
@@ -308,9 +314,14 @@ def _etcdctl(
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CommandExecutionError(f"etcdctl {arguments[0]} failed: {error}") from error
     if done.returncode and strict:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        # Above the error etcdctl logs each of its attempts.
+        told = [line for line in lines if line.startswith("Error")] or lines[-1:]
         raise CommandExecutionError(
-            f"etcdctl {' '.join(arguments[:2])} failed ({done.returncode}): {done.stderr.strip()}"
+            f"etcdctl {' '.join(arguments[:2])} failed ({done.returncode}): {' '.join(told)}"
         )
+    if not answer:
+        return None
     try:
         return json.loads(done.stdout or "null")
     except ValueError as error:
@@ -324,18 +335,36 @@ def _members(settings: Mapping[str, Any], endpoints: Iterable[str]) -> list[dict
 
 
 def _persistently(
-    settings: Mapping[str, Any], endpoints: Sequence[str], *arguments: str, timeout: float
+    settings: Mapping[str, Any],
+    endpoints: Sequence[str],
+    *arguments: str,
+    timeout: float,
+    answer: bool = True,
 ) -> Any:
     """Change the membership; wait while etcd refuses for a reason that passes."""
     end = time.monotonic() + timeout
     while True:
         try:
-            return _etcdctl(settings, endpoints, *arguments)
+            return _etcdctl(settings, endpoints, *arguments, answer=answer)
         except CommandExecutionError as error:
             passing = any(reason in str(error) for reason in PASSING)
             if not passing or time.monotonic() >= end:
                 raise
         time.sleep(0.5)
+
+
+def _add(
+    settings: Mapping[str, Any], peers: Sequence[str], own: Mapping[str, str], timeout: float
+) -> list[dict[str, Any]]:
+    """Add this member as a learner; the members afterwards."""
+    command = ("member", "add", own["name"], f"--peer-urls={own['peer']}", "--learner")
+    try:
+        return _persistently(settings, peers, *command, timeout=timeout)["members"]
+    except CommandExecutionError as error:
+        # An earlier attempt was carried out although its answer was lost.
+        if "Peer URLs already exists" not in str(error):
+            raise
+    return _members(settings, peers)
 
 
 def plan() -> dict[str, Any]:
@@ -411,16 +440,7 @@ def enter(timeout: float = 120) -> dict[str, Any]:
                     settings, found["peers"], "member", "remove", f"{id_:x}", timeout=timeout
                 )
                 result["removed"].append(f"{id_:x}")
-            members = _persistently(
-                settings,
-                found["peers"],
-                "member",
-                "add",
-                own["name"],
-                f"--peer-urls={own['peer']}",
-                "--learner",
-                timeout=timeout,
-            )["members"]
+            members = _add(settings, found["peers"], own, timeout)
             result["added"] = True
         text = environment("existing", cluster, initial_cluster(own, members))
     result["initial"] = text
@@ -454,7 +474,8 @@ def settle(timeout: float = 120) -> list[str]:
     done = []
     if id_ := learner():
         peers = _healthy_peers(settings)
-        _persistently(settings, peers, "member", "promote", id_, timeout=timeout)
+        # As JSON, etcdctl 3.4 cannot print what this answers and crashes after the promotion.
+        _persistently(settings, peers, "member", "promote", id_, timeout=timeout, answer=False)
         done.append("promoted")
     done += leftovers()
     withdraw_bootstrap()
