@@ -1,0 +1,360 @@
+"""Every SLS compiles for every role, system, Kubernetes minor and network, and means something.
+
+What varies is covered so: every system with every role in one release, and every minor with both
+networks on one system. `test_states_read_only_the_view` is why that is enough.
+"""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import itertools
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from render_compiler import ALL, LATEST, MINORS, ROOT, SYSTEMS, Minion, declared, pillar, release
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10, where pytest brings it under its old name
+    import tomli as tomllib
+
+SALT = ROOT / "salt"
+NETWORKS = ("routes", "flannel")
+#: A host of the separate-roles cluster for each role.
+HOSTS = {role: f"{role}1" for role in ALL}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def commands_of_other_systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that modules of Salt's look for before they load, and that never run here."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("semanage", "setsebool", "semodule"):
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+        (folder / name).chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{os.environ['PATH']}:{folder}")
+        yield
+
+
+@functools.cache
+def minion(system: str) -> Minion:
+    return Minion(system)
+
+
+def _files(*patterns: str) -> list[Path]:
+    return sorted(path for pattern in patterns for path in SALT.glob(pattern))
+
+
+def absent_sls(host_roles: list[str]) -> list[str]:
+    """The inverse of a host's roles, one by one and together."""
+    return [*(f"{role}.absent" for role in host_roles), "common.absent"]
+
+
+def none_of(faults: list[str]) -> None:
+    """Fail with every fault once, and how often it was found."""
+    found = Counter(fault.strip() for fault in faults)
+    assert not found, "\n" + "\n".join(f"{count:4} x {fault}" for fault, count in found.items())
+
+
+# --- faults of compiled states -------------------------------------------------------------
+
+
+def state_faults(system: str, data: Mapping[str, Any], sls: list[str]) -> list[str]:
+    """Everything that is wrong with some SLS under one pillar."""
+    subject = minion(system)
+    subject.use(data)
+    compiled = subject.compile(sls)
+    faults = list(compiled.errors)
+    if not compiled.errors and not compiled.chunks:
+        faults.append(f"{sls} has no state")
+    for chunk in compiled.chunks:
+        faults += subject.call_faults(chunk)
+        faults += id_faults(str(chunk["__id__"]))
+        if (chunk["state"], chunk["fun"]) == ("file", "managed"):
+            faults += file_faults(subject, chunk)
+    # The name of other states is no thing on the host.
+    things = [c for c in compiled.chunks if c["state"] in ("file", "pkg", "user", "indigo_service")]
+    names = Counter((c["state"], c["name"]) for c in things)
+    faults += [f"{name} is declared {n} times" for name, n in names.items() if n > 1]
+    return faults
+
+
+def id_faults(id_: str) -> Iterator[str]:
+    """State IDs are plain English: output and requisites read as prose."""
+    if " " not in id_ or len(id_) > 100 or re.search(r"[{}_|]{2}|None|\s$", id_):
+        yield f"the ID {id_!r} is no plain English sentence"
+
+
+_WORDS_OF_A_BUG = re.compile(
+    r"(?<!level: )\bNone\b|\bUndefined\b|\{\{(?!\.)|\{%|<function |b'|\bTrue\b|\bFalse\b"
+)
+
+
+def file_faults(subject: Minion, chunk: Mapping[str, Any]) -> Iterator[str]:
+    """A managed file renders, is what its name says, and holds no trace of the template."""
+    id_, name = chunk["__id__"], str(chunk["name"])
+    if "contents" not in chunk and "source" not in chunk:
+        yield f"{id_}: neither source nor contents"
+        return
+    if not re.fullmatch(r"'?0?[0-7]{3}'?", str(chunk.get("mode", ""))):
+        yield f"{id_}: mode is {chunk.get('mode')!r}"
+    try:
+        text = subject.content(chunk)
+    except Exception as err:  # whatever a template raises is its fault
+        yield f"{id_}: {name} does not render: {type(err).__name__}: {str(err)[:300]}"
+        return
+    if text is None:
+        return
+    if not text.strip():
+        yield f"{id_}: {name} is empty"
+    for line in text.splitlines():
+        # Quoted values are whatever the other program's language says.
+        if _WORDS_OF_A_BUG.search(line) and not line.lstrip().startswith("#"):
+            yield f"{id_}: {name} has the line {line!r}"
+    try:
+        syntax(name, text)
+    except (ValueError, KeyError, yaml.YAMLError, configparser.Error) as err:
+        yield f"{id_}: {name} is broken: {err}"
+
+
+def syntax(name: str, text: str) -> None:
+    """Parse a file by what its name says it is; raises ValueError and the parsers' own errors."""
+    suffix = Path(name).suffix
+    if suffix in (".yaml", ".yml", ".kubeconfig"):
+        if not isinstance(yaml.safe_load(text), dict):
+            raise ValueError("no mapping")
+    elif suffix in (".json", ".conflist"):
+        # The template of a CNI configuration has Go's own fields.
+        json.loads(re.sub(r"\{\{\.\w+\}\}", "10.0.0.0/24", text))
+    elif suffix == ".toml":
+        tomllib.loads(text)
+    elif suffix in (".service", ".socket", ".timer", ".target"):
+        unit(text)
+    elif name.startswith("/etc/sysctl.d/"):
+        for line in text.splitlines():
+            if line.strip() and not re.fullmatch(r"-?[\w./-]+ ?= ?\S+( \S+)*|#.*", line):
+                raise ValueError(f"{line!r} sets nothing")
+    elif name.endswith("keepalived.conf") and text.count("{") != text.count("}"):
+        raise ValueError("braces are not balanced")
+
+
+def unit(text: str) -> dict[str, list[tuple[str, str]]]:
+    """Parse a systemd unit strictly: sections, assignments, continuations, comments.
+
+    Raises:
+        ValueError: A line that systemd would ignore or misread.
+    """
+    sections: dict[str, list[tuple[str, str]]] = {}
+    current = None
+    joined = re.sub(r"\\\n", " ", text)
+    if "\\" in joined:
+        raise ValueError("a backslash that continues nothing")
+    for line in joined.splitlines():
+        stripped = line.strip()
+        if not stripped or stripped[0] in "#;":
+            continue
+        if match := re.fullmatch(r"\[([A-Z][A-Za-z-]+)\]", stripped):
+            current = sections.setdefault(match.group(1), [])
+        elif current is None:
+            raise ValueError(f"{line!r} stands before any section")
+        elif match := re.fullmatch(r"([A-Z][A-Za-z0-9]+)=(.*)", stripped):
+            current.append((match.group(1), match.group(2)))
+        else:
+            raise ValueError(f"{line!r} is no assignment")
+    if not {"Unit", "Service"} <= set(sections) and not {"Unit", "Timer"} <= set(sections):
+        raise ValueError(f"sections are {sorted(sections)}")
+    starts = [value for key, value in sections.get("Service", ()) if key == "ExecStart"]
+    if "Service" in sections and not starts:
+        raise ValueError("no ExecStart")
+    for value in starts:
+        if not value.lstrip("-+!@:").startswith("/"):
+            raise ValueError(f"ExecStart={value!r} is no absolute path")
+    for name, entries in sections.items():
+        for key, count in Counter(key for key, _ in entries).items():
+            if count > 1 and not key.startswith(("Exec", "Environment", "Read", "After", "Wants")):
+                raise ValueError(f"{name} has {key} {count} times")
+    return sections
+
+
+# --- the matrix ----------------------------------------------------------------------------
+
+
+def _ids(value: Any) -> str:
+    return str(value)
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=_ids)
+def test_every_role_on_every_system(system: str) -> None:
+    """top.sls assigns a host its roles' layers, and they compile."""
+    faults = []
+    for kind, host in [("single", "all1"), *(("ha", host) for host in HOSTS.values())]:
+        data = pillar(kind, host)
+        minion(system).use(data)
+        sls = minion(system).top()
+        assert set(sls) == {"common", *data["indigo"]["roles"]}
+        faults += [f"{host}: {fault}" for fault in state_faults(system, data, sls)]
+    none_of(faults)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("minor", MINORS, ids=lambda minor: f"1.{minor}")
+def test_every_minor_on_masters_and_nodes(minor: int, network: str) -> None:
+    kubernetes = release(minor)
+    faults = []
+    for role in ("master", "node"):
+        data = pillar("ha", HOSTS[role], kubernetes, network)
+        found = state_faults("debian12", data, ["common", role])
+        faults += [f"{role}: {fault}" for fault in found]
+    none_of(faults)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("system", ["debian12", "rocky9"])
+def test_one_host_with_all_roles_over_both_networks(system: str, network: str) -> None:
+    data = pillar("single", "all1", LATEST, network)
+    none_of(state_faults(system, data, ["common", *ALL]))
+
+
+@pytest.mark.parametrize("step", ["prepared", "running", "authority"])
+@pytest.mark.parametrize("system", ["debian12", "rocky9"])
+def test_the_steps_of_a_deploy(system: str, step: str) -> None:
+    """What orchestration applies to hosts, as the steps are cut."""
+    roles = {
+        "prepared": (*HOSTS.values(), "all1"),
+        "running": ("master1", "node1", "all1"),
+        "authority": ("ca1", "all1"),
+    }[step]
+    faults = []
+    for host in roles:
+        data = pillar("single" if host == "all1" else "ha", host)
+        found = state_faults(system, data, [f"indigo.{step}"])
+        faults += [f"{host}: {fault}" for fault in found]
+    none_of(faults)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("system", ["debian12", "rocky9"])
+def test_every_role_can_be_removed(system: str, network: str) -> None:
+    faults = []
+    for kind, host in [("single", "all1"), *(("ha", host) for host in HOSTS.values())]:
+        data = pillar(kind, host, LATEST, network)
+        for sls in absent_sls(data["indigo"]["roles"]):
+            found = state_faults(system, data, [sls])
+            faults += [f"{host}, {sls}: {fault}" for fault in found]
+    none_of(faults)
+
+
+@pytest.mark.parametrize("role", ALL)
+def test_every_role_has_an_inverse(role: str) -> None:
+    assert (SALT / role / "absent.sls").is_file()
+
+
+def test_every_inverse_is_reached() -> None:
+    """What no role is called is removed with the roles that include it."""
+    included = "\n".join(path.read_text("utf-8") for path in _files("*/absent.sls"))
+    for path in _files("*/absent.sls"):
+        folder = path.parent.name
+        assert folder in (*ALL, "common") or f"- {folder}.absent" in included, path
+
+
+def test_a_second_run_of_the_compiler_gives_the_same_order() -> None:
+    """Nothing in the tree depends on the order of a set or on time."""
+    data = pillar("single", "all1")
+    orders = []
+    for _ in range(2):
+        minion("debian12").use(data)
+        compiled = minion("debian12").compile(["common", *ALL])
+        orders.append([(chunk["state"], chunk["__id__"]) for chunk in compiled.chunks])
+    assert orders[0] == orders[1] and len(orders[0]) > 20
+
+
+# --- orchestration -------------------------------------------------------------------------
+
+#: SLS that run on the Salt master; the others in salt/indigo are applied to hosts.
+ORCHESTRATIONS = ("deploy",)
+
+
+@pytest.mark.parametrize("kind", ["ha", "single"])
+@pytest.mark.parametrize("name", ORCHESTRATIONS)
+def test_orchestrations_compile(name: str, kind: str, tmp_path: Path) -> None:
+    from render_compiler import document
+
+    (tmp_path / "cluster.yaml").write_text(json.dumps(document(kind)), "utf-8")
+    subject = Minion("debian12", pillar_root=tmp_path)
+    subject.use({})
+    compiled = subject.compile([f"indigo.{name}"])
+    none_of(compiled.errors)
+    faults = list(
+        itertools.chain.from_iterable(
+            (*subject.call_faults(chunk), *id_faults(chunk["__id__"])) for chunk in compiled.chunks
+        )
+    )
+    none_of(faults)
+    hosts = set(declared(kind).hosts)
+    steps = [chunk for chunk in compiled.chunks if chunk["state"] == "salt"]
+    assert steps
+    for step in steps:
+        assert step["tgt_type"] == "list" and set(step["tgt"]) <= hosts, step
+        for sls in [step["sls"]] if isinstance(step["sls"], str) else step["sls"]:
+            path = SALT / sls.replace(".", "/")
+            assert path.with_suffix(".sls").is_file() or (path / "init.sls").is_file(), sls
+
+
+def test_the_list_of_orchestrations_is_complete() -> None:
+    on_hosts = {"authority", "prepared", "running", "bench"}
+    assert {path.stem for path in _files("indigo/*.sls")} == on_hosts | set(ORCHESTRATIONS)
+
+
+# --- rules of the tree ---------------------------------------------------------------------
+
+
+def test_states_read_only_the_view() -> None:
+    """SLS and templates read `pillar.indigo`, and of the grains what the system is."""
+    wrong = []
+    for path in _files("**/*.sls", "**/*.jinja"):
+        text = path.read_text("utf-8")
+        for found in re.findall(r"\bgrains(?:\.get\(['\"]|\.|\[['\"])(\w+)", text):
+            if found not in ("os_family", "osarch", "selinux"):
+                wrong.append(f"{path.relative_to(ROOT)}: grains.{found}")
+        for found in re.findall(r"\bpillar(?:\.get\(['\"]|\.|\[['\"])(\w+)", text):
+            if found not in ("indigo", "sls"):
+                wrong.append(f"{path.relative_to(ROOT)}: pillar.{found}")
+        if re.search(r"salt\[?['\".]*(mine|pillar)\.", text):
+            wrong.append(f"{path.relative_to(ROOT)}: mine or pillar functions")
+    none_of(wrong)
+
+
+def test_every_template_is_used() -> None:
+    sources = "\n".join(path.read_text("utf-8") for path in _files("**/*.sls", "**/*.jinja"))
+    for path in _files("**/files/*"):
+        name = str(path.relative_to(SALT))
+        # A loop may build the name: salt://node/files/{{ name }}.service.jinja
+        loose = re.sub(r"[^/.]*\.", ".", name.rsplit("/", 1)[1], count=1)
+        folder = name.rsplit("/", 1)[0]
+        pattern = rf"salt://{folder}/\{{\{{ *\w+ *\}}\}}{re.escape(loose)}"
+        assert f"salt://{name}" in sources or re.search(pattern, sources), name
+
+
+def test_the_pillar_of_a_host_does_not_grow_with_the_nodes() -> None:
+    """Adding a node changes no other host's pillar but the CA's and the masters' identities."""
+    from indigo_model import cluster as model
+    from indigo_model import derive
+    from render_compiler import document
+
+    few = document("ha")
+    many = document("ha")
+    many["hosts"].update(
+        {f"more{n}": {"address": f"10.77.0.{100 + n}", "roles": ["node"]} for n in range(50)}
+    )
+    before, after = model.parse(few), model.parse(many)
+    for id_, host in before.hosts.items():
+        if "ca" not in host.roles:
+            assert derive.pillar(before, host) == derive.pillar(after, after.hosts[id_]), id_
