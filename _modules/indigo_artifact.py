@@ -272,7 +272,7 @@ def install(
     Args:
         name: Folder that is to hold its files.
         sources: See :func:`choose`.
-        members: See :func:`unpack`.
+        members: See :func:`unpack`; ``{arch}`` in a path stands for the host's architecture.
 
     Returns:
         Names of the files installed.
@@ -289,11 +289,13 @@ def install(
     folder.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}.partial-*"):  # of a run that was killed
         shutil.rmtree(left, ignore_errors=True)
+    arch = architecture(__grains__["osarch"])
+    wanted = {file: inside.replace("{arch}", arch) for file, inside in (members or {}).items()}
     archive = _fetch(name, source)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
     try:
         partial.chmod(0o755)
-        files = unpack(archive, partial, members)
+        files = unpack(archive, partial, wanted)
         _record(partial, files, source)
         _sync_folder(partial)
         if folder.is_dir():

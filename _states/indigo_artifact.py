@@ -32,8 +32,8 @@ def installed(
         name: The folder, one per version: ``/opt/indigo/kubelet-1.36.2``.
         sources: ``{architecture: {"source": URL, "hash": "sha256:hex"}}``. The URL is anything
             that ``cp.cache_file`` takes: ``https://``, ``salt://``, ``file://``.
-        members: ``{file name: path inside the archive}``; ``""`` stands for the download itself;
-            none: everything in the archive.
+        members: ``{file name: path inside the archive}``; ``""`` stands for the download itself,
+            ``{arch}`` in a path for the architecture; none: everything in the archive.
 
     Returns:
         A state result; ``changes`` names the files installed and why they were.
