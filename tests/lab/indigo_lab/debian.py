@@ -1,4 +1,4 @@
-"""Debian packages: the machine's own, downloads for the guests, and the guests' small repository."""
+"""Debian packages: the machine's own, downloads, and the guests' small repository."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def one_line_sources(files: Iterable[tuple[str, str]]) -> list[str]:
                 option = f"[signed-by={signed}] " if signed.startswith("/") else ""
                 for uri in fields.get("uris", "").split():
                     for suite in fields.get("suites", "").split():
-                        found.append(f"{option}{uri} {suite} {fields.get('components', '')}".strip())
+                        found.append(
+                            f"{option}{uri} {suite} {fields.get('components', '')}".strip()
+                        )
         else:
             for raw in text.splitlines():
                 line = raw.split("#")[0].strip()

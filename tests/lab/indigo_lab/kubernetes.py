@@ -62,9 +62,11 @@ def _download(url: str) -> Path:
     for name in BINARIES:
         say(f"kubernetes: download {url}/{name}")
         try:
-            with urllib.request.urlopen(f"{url}/{name}") as answer:
-                with (work / name).open("wb") as file:
-                    shutil.copyfileobj(answer, file, 1 << 20)
+            with (
+                urllib.request.urlopen(f"{url}/{name}") as answer,
+                (work / name).open("wb") as file,
+            ):
+                shutil.copyfileobj(answer, file, 1 << 20)
         except (OSError, urllib.error.URLError) as exc:
             remove_tree(work)
             raise LabError(
@@ -124,8 +126,8 @@ def _debian() -> Path:
         shutil.copy(source / "_output/bin" / name, built / name)
     check = version(built)
     for name in BINARIES:
-        with (built / name).open("rb") as file:
-            os.fsync(file.fileno())
+        with (built / name).open("rb") as done:
+            os.fsync(done.fileno())
     built.rename(target)
     run(["chmod", "-R", "u+w", work])
     remove_tree(work)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -277,7 +279,7 @@ class Lab:
 
     def _up(self, options: Options) -> None:
         before = _State.load()
-        wanted = options.over(before.options if before else Options())
+        wanted = options.over(before.options if before else Options(profile="ha"))
         hosts = topology.hosts(wanted.profile or "ha", wanted.nodes)
         if before:
             hosts = _grown(before, hosts, wanted)
@@ -335,7 +337,7 @@ class Lab:
 
     def _write_site(self, now: _State, published: artifacts.Published) -> None:
         document = site.cluster(now.hosts, published, cgroup_v1=engine.cgroup_v1())
-        text = "# Written by tests/lab/lab up; edited copies are left alone.\n" + site.yaml(document)
+        text = f"# Written by tests/lab/lab; an edited copy is left alone.\n{site.yaml(document)}"
         file = self.cluster_file
         if file.exists() and hashlib.sha256(file.read_bytes()).hexdigest() != now.site:
             say(f"{file} was edited: left as it is")
@@ -448,10 +450,9 @@ class Lab:
                  "-L", ",".join(sorted(missing)), "test.ping"],
                 timeout=60,
             )  # fmt: skip
-            try:
+            # No JSON: the master is not there yet.
+            with contextlib.suppress(ValueError, AttributeError):
                 missing -= {name for name, ok in json.loads(done.stdout).items() if ok is True}
-            except (ValueError, AttributeError):
-                pass  # the master is not there yet
             if missing and time.monotonic() > deadline:
                 first = sorted(missing)[0]
                 raise LabError(
@@ -471,6 +472,8 @@ class Lab:
         """Remove everything that `up` made on the machine; the cache stays."""
         with locked():
             before = _State.load()
+            if not shutil.which("podman"):  # then nothing of a lab can be here
+                return
             found = engine.guests()
             if found:
                 say(f"remove {len(found)} guests")
@@ -491,9 +494,9 @@ def _grown(before: _State, hosts: list[Host], wanted: Options) -> list[Host]:
     """The hosts of a running lab after `up` with these options: it may grow, nothing else."""
     for key in ("profile", "prepared"):
         was, now = getattr(before.options, key), getattr(wanted, key)
-        if (was or None) != (now or None) and not (key == "profile" and {was, now} == {None, "ha"}):
+        if was != now:
             raise LabError(
-                f"--{key}: the lab runs with {was}, found {now}; run `tests/lab/lab down` first"
+                f"--{key}: found {now}, the lab runs with {was}; run `tests/lab/lab down` first"
             )
     have = {host.name for host in before.hosts}
     names = {host.name for host in hosts}
@@ -508,9 +511,9 @@ def _grown(before: _State, hosts: list[Host], wanted: Options) -> list[Host]:
 
 
 _KUBECTL = """\
-program=$(command -v kubectl || ls -d /opt/indigo/kubectl*/kubectl 2>/dev/null | sort -V | tail -n1)
+program=$(command -v kubectl || ls /opt/indigo/kubectl*/kubectl 2>/dev/null | sort -V | tail -n1)
 if [ -z "$program" ] || [ ! -e /etc/kubernetes/admin.kubeconfig ]; then
-    echo "kubectl: $(hostname) has no kubectl or admin.kubeconfig yet; run: tests/lab/lab deploy" >&2
+    echo "kubectl: $(hostname) has no admin.kubeconfig yet; run: tests/lab/lab deploy" >&2
     exit 1
 fi
 exec "$program" --kubeconfig /etc/kubernetes/admin.kubeconfig "$@"

@@ -20,7 +20,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.wfile.flush()
         self.connection.sendfile(cast(BinaryIO, source))
 
-    def list_directory(self, path: str | os.PathLike[str]) -> None:  # type: ignore[override]
+    def list_directory(self, path: str | os.PathLike[str]) -> None:
         """Nobody lists a release site's folders."""
         self.send_error(404, "no such file")
 

@@ -38,7 +38,7 @@ Type=oneshot
 RemainAfterExit=yes
 ExecStart=/usr/bin/mount --make-rshared /
 ExecStart=/usr/sbin/ip route replace default via {GATEWAY} dev eth0
-ExecStart=/bin/sh -c 'grep -q "^127.0.1.1" /etc/hosts || echo "127.0.1.1 $$(hostname)" >> /etc/hosts'
+ExecStart=/bin/sh -c 'grep -q ^127.0.1.1 /etc/hosts || echo 127.0.1.1 $$(hostname) >> /etc/hosts'
 
 [Install]
 WantedBy=sysinit.target

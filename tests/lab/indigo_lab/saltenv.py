@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
+
+import tomllib
 
 from .base import REPO, cache, digest, remove_tree, run, say, state, write
 from .rootfs import VENV
