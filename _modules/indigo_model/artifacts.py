@@ -74,10 +74,10 @@ KUBERNETES: Mapping[str, tuple[str, str, tuple[str, ...]]] = {
 class Artifact:
     """One folder on a host, filled from one download.
 
-    ``members`` maps each installed file to its path inside the archive; ``{arch}`` in a path
-    stands for the host's architecture. An empty path means that the download is the file; no
-    members at all mean everything in a flat archive. ``executables`` are the names to list in
-    the view's ``binaries``.
+    ``members`` maps each installed file to its path inside the archive. An empty path means that
+    the download is the file; no members at all mean everything in a flat archive. Where a path
+    differs by architecture it holds ``{arch}``, which the view fills in when only one
+    architecture has a source and the host when there are more.
     """
 
     name: str
@@ -92,11 +92,12 @@ class Artifact:
 
     def as_view(self) -> dict[str, Any]:
         """The artifact in JSON types, as the state ``indigo_artifact.installed`` takes it."""
+        only = next(iter(self.sources)) if len(self.sources) == 1 else "{arch}"
         return {
             "name": self.name,
             "path": self.path,
             "sources": {arch: dict(source) for arch, source in self.sources.items()},
-            "members": dict(self.members),
+            "members": {name: path.replace("{arch}", only) for name, path in self.members.items()},
         }
 
 
@@ -175,18 +176,19 @@ def checksum(cluster: Cluster, part: str, version: str, arch: str, binary: str =
     if own:
         return own
     known = CHECKSUMS.get(part, {}).get(version, {}).get(arch)
-    if binary and not isinstance(known, str):
-        return (known or {}).get(binary)
-    return known if isinstance(known, str) else None
+    if binary:
+        known = (known or {}).get(binary)
+    return known
 
 
-def _missing(part: str, version: str, binary: str = "") -> ValueError:
-    values = {"version": version, "arch": "amd64", "binary": binary}
-    published = PUBLISHED[part].format(**values)
+def _missing(part: str, version: str, binary: str = "", arch: str = "amd64") -> ValueError:
+    published = PUBLISHED[part].format(version=version, arch=arch, binary=binary)
+    known = ", ".join(CHECKSUMS.get(part, {})) or "none"
     return ValueError(
-        f"{_key(part, version, 'amd64', binary)}: no checksum is known of {binary or part} "
+        f"{_key(part, version, arch, binary)}: no checksum is known of {binary or part} "
         f"{version}, and nothing unverified is installed. Set that key to sha256:… as published "
-        f"in {published}, for every architecture in use, or pin a version whose checksums are known"
+        f"in {published}, for every architecture in use, or pin under versions.{part} one whose "
+        f"checksums are known: {known}"
     )
 
 
@@ -228,10 +230,9 @@ def _kubernetes(cluster: Cluster, role: str) -> list[Artifact]:
             for name in binaries
         ]
     for arch in ARCHITECTURES:
-        for name in binaries:
-            if _user_checksum(cluster, "kubernetes", version, arch, name):
-                lacking = next(name for name in binaries if not known[arch][name])
-                raise _missing("kubernetes", version, lacking)
+        if any(known[arch].values()):
+            lacking = next(name for name in binaries if not known[arch][name])
+            raise _missing("kubernetes", version, lacking, arch)
     sources = {
         arch: {"source": url(cluster, archive, version, arch), "hash": found}
         for arch in ARCHITECTURES
