@@ -7,6 +7,7 @@ of their own and every account is the one that runs the tests.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from salt.client import LocalClient, get_local_client
 from saltfactories.plugins.event_listener import EventListener
 from support import ROOT
 
@@ -34,21 +36,12 @@ CLUSTER = {
 
 #: The pillar as the master derives it, with paths and accounts of this machine.
 PILLAR = """#!py
-import grp, json, os, pwd, sys
-
-sys.path.insert(0, "@MODULES@")
+import grp, json, os, pwd
 
 
 def run():
-    import yaml
-    from indigo_model import cluster as c, pki
-
     id_ = __opts__["id"]
-    cluster = c.parse(yaml.safe_load(open("@ROOT@/pillar/cluster.yaml")))
-    view = {"indigo": pki.view(cluster, cluster.hosts[id_])}
-    if id_ == cluster.ca.id:
-        view["x509_signing_policies"] = pki.signing_policies(cluster)
-    text = json.dumps(view)
+    text = json.dumps(__salt__["indigo_model.pillar"](id_))
     view = json.loads(text.replace('"/etc/', '"@ROOT@/%s/etc/' % id_))
     for row in view.get("indigo", {}).get("pki", {}).get("certificates", []):
         row["user"] = pwd.getpwuid(os.geteuid()).pw_name
@@ -63,6 +56,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     server = session.config.pluginmanager.get_plugin("saltfactories-log-server")
     if server is not None:
         server.log_host = "127.0.0.1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish() -> None:
+    """Records of daemons that stop reach the log server after pytest closed its streams."""
+    logging.raiseExceptions = False
 
 
 @pytest.fixture(scope="session")
@@ -89,11 +88,18 @@ def salt_factories_default_root_dir(workspace: Path) -> Path:
     return workspace / "f"
 
 
+@pytest.fixture(scope="session")
+def salt_factories_config() -> dict[str, Any]:
+    """Stop daemons without the grace that coverage reports would need."""
+    return {"slow_stop": False}
+
+
 @dataclass
 class Site:
     """The running master and minions."""
 
     master: Any
+    client: LocalClient
     minions: dict[str, Any]
     workspace: Path
 
@@ -103,8 +109,19 @@ class Site:
 
     def call(self, minion: str, function: str, *args: Any, **kwargs: Any) -> Any:
         """Run a function on a minion through the master and return its answer."""
-        cli = self.master.salt_cli(timeout=120)
-        return cli.run(function, *args, minion_tgt=minion, **kwargs).data
+        answers = self.client.cmd(minion, function, args, kwarg=kwargs, timeout=60)
+        assert minion in answers, f"{minion} did not answer {function}"
+        return answers[minion]
+
+    def apply(self, target: str, sls: str, **kwargs: Any) -> dict[str, list[dict[str, Any]]]:
+        """Apply states; for each minion the results of its states, in their order."""
+        answers = self.client.cmd(target, "state.apply", [sls], kwarg=kwargs, timeout=120)
+        for minion, answer in answers.items():
+            assert isinstance(answer, dict), f"{minion}: {answer}"
+        return {
+            minion: sorted(answer.values(), key=lambda step: step["__run_num__"])
+            for minion, answer in answers.items()
+        }
 
     def view(self, minion: str) -> dict[str, Any]:
         """The view of a minion as its own process has it."""
@@ -118,9 +135,7 @@ def site(salt_factories: Any, workspace: Path) -> Iterator[Site]:
     pillar.mkdir()
     (pillar / "cluster.yaml").write_text(yaml.safe_dump(CLUSTER))
     (pillar / "top.sls").write_text(json.dumps({"base": {"*": ["trial"]}}))
-    (pillar / "trial.sls").write_text(
-        PILLAR.replace("@ROOT@", str(workspace)).replace("@MODULES@", str(ROOT / "_modules"))
-    )
+    (pillar / "trial.sls").write_text(PILLAR.replace("@ROOT@", str(workspace)))
     config = yaml.safe_load((ROOT / "config" / "master.d" / "indigo.conf").read_text())
     loaders = {
         "module_dirs": [str(ROOT / "_modules")],
@@ -146,7 +161,7 @@ def site(salt_factories: Any, workspace: Path) -> Iterator[Site]:
         with ThreadPoolExecutor(len(minions)) as pool:
             list(pool.map(lambda daemon: daemon.start(), minions.values()))
         try:
-            yield Site(master, minions, workspace)
+            yield Site(master, get_local_client(mopts=dict(master.config)), minions, workspace)
         finally:
             with ThreadPoolExecutor(len(minions)) as pool:
                 list(pool.map(lambda daemon: daemon.terminate(), minions.values()))

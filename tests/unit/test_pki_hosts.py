@@ -441,6 +441,35 @@ def test_old_and_new_authority_in_one_file(issued):
     assert issued.run()["changes"] == {}
 
 
+def test_an_authority_is_exchanged_while_all_trust_both(issued):
+    """The three steps of docs/operations/certificates.md."""
+    held, trust = issued.held[1], issued.authorities[1]["path"]
+    pair = {kind: Path(held[kind]) for kind in ("key", "certificate")}
+    old = {kind: path.read_text() for kind, path in pair.items()}
+    for path in pair.values():
+        path.unlink()
+    issued.establish()
+    new = {kind: path.read_text() for kind, path in pair.items()}
+    signers = {
+        name: x509.load_pem_x509_certificate(text.encode())
+        for name, text in (("old", old["certificate"]), ("new", new["certificate"]))
+    }
+
+    for key, bundle, signer in (
+        (old["key"], old["certificate"] + new["certificate"], "old"),
+        (new["key"], new["certificate"] + old["certificate"], "new"),
+        (new["key"], new["certificate"], "new"),
+    ):
+        pair["key"].write_text(key)
+        pair["certificate"].write_text(bundle)
+        assert issued.establish()["changes"] == {}
+        assert issued.run()["changes"] == {}  # nothing breaks by itself in between
+        issued.pki.renew()
+        assert Path(trust).read_text() == bundle
+        loaded(issued.client["path"]).verify_directly_issued_by(signers[signer])
+        assert issued.run()["changes"] == {}
+
+
 # Owners and modes
 
 
@@ -546,6 +575,16 @@ def request(policy, key=None):
     public = (key or ec.generate_private_key(ec.SECP256R1())).public_key()
     pem = public.public_bytes(PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return {"policy": policy, "public_key": pem.decode()}
+
+
+def test_minions_can_reach_nothing_else_in_that_module(site):
+    """The master matches what it lets minions call by prefix: sign would let sign_all through."""
+    own = [
+        name
+        for name, value in vars(site.ca).items()
+        if not name.startswith("_") and getattr(value, "__module__", "") == site.ca.__name__
+    ]
+    assert own == ["sign"]
 
 
 def test_another_minions_policy_is_refused(site):

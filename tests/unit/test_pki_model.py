@@ -7,6 +7,7 @@ import json
 import pytest
 from indigo_model import pki
 from indigo_model.cluster import CERTIFICATES, Cluster, Host, Vip
+from support import ROOT
 
 HOSTS = (
     Host("salt", "10.77.0.5", ("ca",)),
@@ -206,3 +207,25 @@ def test_terms_come_from_the_declaration():
     given = {**CERTIFICATES, "days": 90, "renew_before": 30}
     row = view("node1", cluster(certificates=given))["certificates"][0]
     assert (row["days"], row["renew_before"]) == (90, 30)
+
+
+def test_the_documentation_shows_this_table():
+    text = (ROOT / "docs" / "operations" / "certificates.md").read_text()
+    documented = [
+        [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| `")
+    ]
+    uses = {"serverAuth": "server", "clientAuth": "client"}
+    assert documented == [
+        [
+            row.name,
+            row.role,
+            row.authority,
+            row.base,
+            row.user,
+            ", ".join(uses[usage] for usage in row.usages),
+            ", ".join(row.services),
+        ]
+        for row in pki.CERTIFICATES
+    ]
