@@ -98,7 +98,7 @@ def master_files(folder: Path, repo: Path = REPO) -> bool:
     target = folder / "master.d"
     target.mkdir(parents=True, exist_ok=True)
     wanted = {p.name: p.read_text() for p in sorted((repo / "config/master.d").glob("*.conf"))}
-    wanted["zz-lab.conf"] = MASTER_CONFIG
+    wanted["00-lab.conf"] = MASTER_CONFIG
     found = {p.name: p.read_text() for p in target.glob("*.conf")}
     if found == wanted:
         return False
