@@ -223,12 +223,13 @@ def _ask(
     failed: dict[str, str] = {}
     answers = client.cmd(list(hosts), function, kwarg=kwargs, tgt_type="list", full_return=True)
     for host, answer in (answers or {}).items():
-        if not isinstance(answer, Mapping) or "ret" not in answer:
+        # Salt reports silence as a return of its own making.
+        if not isinstance(answer, Mapping) or answer.get("out") == "no_return":
             continue
-        if isinstance(answer["ret"], Mapping) and not answer.get("retcode"):
+        if isinstance(answer.get("ret"), Mapping) and not answer.get("retcode"):
             found[host] = answer["ret"]
         else:
-            text = str(answer["ret"]).strip()
+            text = str(answer.get("ret", "")).strip()
             failed[host] = text.splitlines()[-1] if text else "no answer"
             if "is not available" in text:
                 failed[host] += " (run salt '*' saltutil.sync_all)"

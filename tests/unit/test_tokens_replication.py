@@ -240,10 +240,11 @@ class Client:
         self.asked.append((fun, list(tgt), kwarg))
         answer = self.answers[fun]
         found = answer(tgt, kwarg) if callable(answer) else answer
+        silence = {"ret": "Minion did not return. [No response]", "out": "no_return", "retcode": 1}
         return {
             host: {"ret": found[host], "retcode": int(isinstance(found[host], str))}
             if host in found
-            else False
+            else silence
             for host in tgt
         }
 
