@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import artifacts
+from . import artifacts, etcd
 from . import versions as table
 from .cluster import API_PORT, CERTIFICATES, COMPONENTS, POD_NETWORKS, ROLES, TIMERS, VIP_PORT
 
@@ -592,6 +592,19 @@ def _text(value: Any) -> tuple[str, str] | None:
     return ("text", "write it in quotes")
 
 
+#: What of an override each component reads.
+_READS: Mapping[str, tuple[str, ...]] = {
+    "haproxy": ("config",),
+    "keepalived": ("config",),
+    "etcd": ("flags",),
+    "kube-apiserver": ("flags",),
+    "kube-controller-manager": ("flags",),
+    "kube-scheduler": ("flags",),
+    "containerd": ("config",),
+    "kubelet": ("flags", "config"),
+    "kube-proxy": ("flags", "config"),
+}
+
 _SCHEMES = ("https://", "http://", "salt://", "file://")
 
 
@@ -697,8 +710,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "hosts.<id>.interface",
         "interface name",
-        "The interface that carries `address`.",
-        default="looked up on the host",
+        "On a load balancer the interface that takes the virtual address, where it is not "
+        "`vip.interface`; on masters and nodes the one that carries `address`.",
+        default="`vip.interface`; looked up on the host",
         check=_interface,
     ),
     Key("vip", "mapping", "The virtual address of the Kubernetes API.", required=True),
@@ -856,7 +870,13 @@ KEYS: tuple[Key, ...] = (
         "One of " + ", ".join(f"`{name}`" for name in COMPONENTS) + ".",
         check=_component,
     ),
-    Key("overrides.<component>.flags", "mapping", "Command-line flags, without leading dashes."),
+    Key(
+        "overrides.<component>.flags",
+        "mapping",
+        "Command-line flags, without leading dashes, of "
+        + ", ".join(f"`{name}`" for name, kinds in _READS.items() if "flags" in kinds)
+        + ".",
+    ),
     Key(
         "overrides.<component>.flags.<flag>",
         "text, number, boolean",
@@ -866,7 +886,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "overrides.<component>.config",
         "mapping",
-        "Keys of its configuration file; nothing (`null`) removes a key.",
+        "Keys of its configuration, of "
+        + ", ".join(f"`{name}`" for name, kinds in _READS.items() if "config" in kinds)
+        + "; nothing (`null`) removes a key.",
         check=_data,
     ),
     Key("timers", "mapping", "How long a failure goes unnoticed, in seconds."),
@@ -1334,33 +1356,53 @@ def _version_relations(known: _Known) -> Iterator[str]:
 
 def _override_relations(known: _Known) -> Iterator[str]:
     overrides = known.document.get("overrides")
-    release = known.at("versions.kubernetes") or table.DEFAULTS["kubernetes"]
     for component, settings in overrides.items() if isinstance(overrides, Mapping) else ():
-        if component not in table.FLAGS or not isinstance(settings, Mapping):
+        if component not in COMPONENTS or not isinstance(settings, Mapping):
             continue
+        for kind in ("flags", "config"):
+            if settings.get(kind) and kind not in _READS[component]:
+                (other,) = _READS[component]
+                yield _problem(
+                    f"overrides.{component}.{kind}",
+                    f"{kind} of {component}",
+                    f"{other} alone, for {component} is set up with nothing else here",
+                    f"write them under overrides.{component}.{other}",
+                )
         flags = settings.get("flags")
-        for flag, value in flags.items() if isinstance(flags, Mapping) else ():
-            if _flag_name(flag) or _scalar(value) or value is None:
-                continue
-            path = f"overrides.{component}.flags.{_key_shown(flag)}"
-            if flag not in table.FLAGS[component]:
-                guess = _guess(flag, table.FLAGS[component])
-                yield _problem(
-                    path,
-                    "an unknown flag",
-                    f"a flag of {component} in Kubernetes 1.{table.FIRST_MINOR} to "
-                    f"1.{table.LAST_MINOR}",
-                    f"did you mean {guess}?" if guess else "delete it",
-                )
-            elif not table.has_flag(component, release, flag) and flag not in table.SUCCESSORS.get(
-                component, {}
-            ):
-                yield _problem(
-                    path,
-                    f"a flag that {component} {release} does not have",
-                    "flags of that release",
-                    "delete it, or set it to null to say that it is not wanted",
-                )
+        if "flags" in _READS[component] and isinstance(flags, Mapping):
+            for flag, value in flags.items():
+                if not _flag_name(flag) and not _scalar(value):
+                    yield from _flag_relations(known, component, flag, value)
+
+
+def _flag_relations(known: _Known, component: str, flag: str, value: Any) -> Iterator[str]:
+    """Whether a component has a flag in the release that is installed."""
+    part = "etcd" if component == "etcd" else "kubernetes"
+    release = known.at(f"versions.{part}") or table.DEFAULTS[part]
+    path = f"overrides.{component}.flags.{flag}"
+    flags = etcd.FLAGS if component == "etcd" else table.FLAGS[component]
+    if component == "etcd" and flag in etcd.FIXED:
+        yield _problem(
+            path, "a flag that says who a member is", "what follows from the hosts", "delete it"
+        )
+    elif flag not in flags:
+        guess = _guess(flag, flags)
+        yield _problem(
+            path,
+            "an unknown flag",
+            f"a flag of {component}",
+            f"did you mean {guess}?" if guess else "delete it",
+        )
+    else:
+        since, until = flags[flag]
+        gone = not (since or 0) <= table.parse(release)[1] <= (until or 9999)
+        if gone and value is not None and flag not in table.SUCCESSORS.get(component, {}):
+            yield _problem(
+                path,
+                f"a flag that {component} {release} does not have",
+                "flags of that release",
+                "delete it, or set it to null to say that it is not wanted",
+            )
 
 
 def _timer_relations(known: _Known) -> Iterator[str]:
@@ -1509,6 +1551,6 @@ def _section(key: Key) -> str:
 
 def _row(key: Key) -> str:
     default = "required" if key.required else key.default
-    if default and not key.required and " " not in default and default != "none":
+    if default and not key.required and not re.search("[ `]", default) and default != "none":
         default = f"`{default}`"
     return f"| `{key.path}` | {key.type} | {default} | {key.meaning} |"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 import time
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
-from indigo_model import cluster, validate
+from indigo_model import artifacts, cluster, derive, validate, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = yaml.safe_load((Path(__file__).parent / "cases" / "validate.yaml").read_text("utf-8"))
@@ -141,7 +142,34 @@ def paths(data: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return result
 
 
-FULL = patched(BASE, CASES["good"][4])
+#: Releases that the properties below try.
+OTHERS = {
+    "kubernetes": [f"1.{n}.2" for n in range(versions.FIRST_MINOR, versions.LAST_MINOR + 1)],
+    "containerd": ["1.6.20", "1.7.29", "2.0.0", "2.3.1"],
+    "etcd": ["3.4.23", "3.5.30", "3.6.1-rc.0"],
+}
+
+
+def complete() -> dict[str, Any]:
+    """A document with every optional key, and a checksum of all that its hosts download."""
+    document = patched(BASE, CASES["good"][4])
+    digest = "sha256:" + "0" * 64
+    releases = {**versions.DEFAULTS, **document["versions"]}
+    sums: dict[str, dict[str, Any]] = {
+        part: {version: {"amd64": digest} for version in (releases[part], *OTHERS.get(part, ()))}
+        for part in releases
+        if part not in ("pause", "kubernetes")
+    }
+    binaries = [name for _, _, names in artifacts.KUBERNETES.values() for name in names]
+    sums["kubernetes"] = {
+        release: {"amd64": dict.fromkeys(binaries, digest)}
+        for release in (releases["kubernetes"], *OTHERS["kubernetes"])
+    }
+    document["artifacts"]["checksums"] = sums
+    return document
+
+
+FULL = complete()
 SITES = paths(FULL)
 
 
@@ -151,10 +179,28 @@ def test_no_data_makes_the_checks_fail(data: Any) -> None:
     assert validate.problems(data), "nothing random is a cluster"
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def judged(document: dict[str, Any]) -> None:
+    """Data of which the checks find nothing wrong parses, and derives to JSON or a clear no."""
+    found = validate.problems(document)
+    assert all(": found " in problem for problem in found)
+    if found:
+        return
+    event("good")
+    parsed = cluster.parse(document)
+    assert parsed.with_role("ca") and parsed.api_service and parsed.dns_service
+    for host in parsed.hosts.values():
+        try:
+            json.dumps(derive.pillar(parsed, host), allow_nan=False)
+        except ValueError as err:
+            # What a layer alone can know; it names the key too.
+            assert re.match(r"(artifacts|overrides|versions|images)\.", str(err)), err
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.sampled_from(SITES), DATA), min_size=1, max_size=3))
-def test_a_document_with_no_problem_parses(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
-    """Put random data into random places of a full document: it is refused, or it parses."""
+def test_random_data_anywhere_is_refused_or_parses(
+    changes: list[tuple[tuple[Any, ...], Any]],
+) -> None:
     document = copy.deepcopy(FULL)
     for site, data in changes:
         place: Any = document
@@ -162,11 +208,77 @@ def test_a_document_with_no_problem_parses(changes: list[tuple[tuple[Any, ...], 
             place = place.get(key) if isinstance(place, dict) else None
         if isinstance(place, dict):
             place[site[-1]] = data
-    found = validate.problems(document)
-    assert all(": found " in problem for problem in found)
-    if not found:
-        parsed = cluster.parse(document)
-        assert parsed.with_role("ca") and parsed.api_service and parsed.dns_service
+    judged(document)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-1, 1) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(WORDS), inner),
+    max_leaves=6,
+)
+FLAG = st.none() | st.booleans() | st.integers() | st.floats(-1, 1) | st.sampled_from(WORDS)
+
+#: Patches that a person could mean, most of which are right.
+MEANT = st.fixed_dictionaries(
+    {},
+    optional={
+        "domain": st.sampled_from(["k8s.example.org", "a"]),
+        "network": st.sampled_from(cluster.POD_NETWORKS),
+        "vip": st.fixed_dictionaries({"port": st.integers(1, 65535)}),
+        "networks": st.fixed_dictionaries(
+            {"pods": st.sampled_from(["10.128.0.0/10", "10.9.0.0/23"])}
+        ),
+        "versions": st.fixed_dictionaries(
+            {}, optional={part: st.sampled_from(releases) for part, releases in OTHERS.items()}
+        ),
+        "images": st.fixed_dictionaries({"archives": st.just([])}),
+        "overrides": st.fixed_dictionaries(
+            {},
+            optional={
+                **{
+                    name: st.fixed_dictionaries(
+                        {}, optional={"config": st.dictionaries(st.sampled_from(WORDS), JSON)}
+                    )
+                    for name in ("haproxy", "containerd", "kubelet", "kube-proxy")
+                },
+                "keepalived": st.fixed_dictionaries({"config": st.just({"priority": 7})}),
+                "etcd": st.fixed_dictionaries(
+                    {"flags": st.dictionaries(st.just("log-level"), FLAG)}
+                ),
+                "kube-apiserver": st.fixed_dictionaries(
+                    {"flags": st.dictionaries(st.sampled_from(["v", "event-ttl"]), FLAG)}
+                ),
+            },
+        ),
+        "timers": st.fixed_dictionaries(
+            {},
+            optional={
+                "vip_advert": st.floats(0.01, 40.95),
+                "api_check": st.floats(0.1, 60),
+                "node_status": st.integers(1, 9),
+                "node_grace": st.integers(30, 86400) | st.floats(30, 50),
+                "pod_eviction": st.integers(0, 86400),
+            },
+        ),
+        "certificates": st.fixed_dictionaries({"days": st.integers(1, 3650)}),
+    },
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(MEANT)
+def test_what_a_person_could_mean_is_refused_or_derives(patch: dict[str, Any]) -> None:
+    document = patched(FULL, {key: value for key, value in patch.items() if key != "overrides"})
+    if "overrides" in patch:
+        document["overrides"] = patch["overrides"]
+    judged(document)
+
+
+def test_the_full_document_is_good_and_its_pillars_are_json() -> None:
+    assert validate.problems(FULL) == []
+    parsed = cluster.parse(FULL)
+    for host in parsed.hosts.values():
+        assert json.loads(json.dumps(derive.pillar(parsed, host)))["indigo"]["id"] == host.id
 
 
 def test_a_structure_that_holds_itself_is_a_problem() -> None:
