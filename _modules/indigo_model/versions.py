@@ -140,6 +140,9 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                     aggregator-reject-forwarding-redirect
                     encryption-provider-config-automatic-reload
                 """,
+                (27, None): """
+                    shutdown-watch-termination-grace-period
+                """,
                 (29, None): """
                     allow-metric-labels-manifest authentication-config authorization-config
                 """,
@@ -161,7 +164,7 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                     etcd-readycheck-timeout log-json-info-buffer-size log-json-split-stream
                     log-text-info-buffer-size log-text-split-stream peer-advertise-ip
                     peer-advertise-port peer-ca-file send-retry-after-while-not-ready-once
-                    shutdown-watch-termination-grace-period storage-initialization-timeout
+                    storage-initialization-timeout
                     tls-curve-preferences tracing-config-file
                 """,
                 (None, 25): _KLOG,

@@ -134,6 +134,7 @@ def test_last_release_of_a_flag(component: str, flag: str, last: int) -> None:
     ("component", "flag", "first"),
     [
         ("kube-apiserver", "encryption-provider-config-automatic-reload", 26),
+        ("kube-apiserver", "shutdown-watch-termination-grace-period", 27),
         ("kube-apiserver", "authentication-config", 29),
         ("kube-apiserver", "authorization-config", 29),
         ("kubelet", "seccomp-default", 22),
