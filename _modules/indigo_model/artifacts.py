@@ -75,9 +75,8 @@ class Artifact:
     """One folder on a host, filled from one download.
 
     ``members`` maps each installed file to its path inside the archive. An empty path means that
-    the download is the file; no members at all mean everything in a flat archive. Where a path
-    differs by architecture it holds ``{arch}``, which the view fills in when only one
-    architecture has a source and the host when there are more.
+    the download is the file; no members at all mean everything in a flat archive. ``{arch}`` in a path stands for the
+    architecture of the host, which the host fills in.
     """
 
     name: str
@@ -92,12 +91,11 @@ class Artifact:
 
     def as_view(self) -> dict[str, Any]:
         """The artifact in JSON types, as the state ``indigo_artifact.installed`` takes it."""
-        only = next(iter(self.sources)) if len(self.sources) == 1 else "{arch}"
         return {
             "name": self.name,
             "path": self.path,
             "sources": {arch: dict(source) for arch, source in self.sources.items()},
-            "members": {name: path.replace("{arch}", only) for name, path in self.members.items()},
+            "members": dict(self.members),
         }
 
 
