@@ -323,6 +323,8 @@ def _unseal(sealed: Mapping[str, Any], private_key: bytes) -> Any:
     """Decrypt what :func:`_seal` made; raises when key, header or data are not the right ones."""
     try:
         private = serialization.load_pem_private_key(private_key, password=None)
+        if not isinstance(private, rsa.RSAPrivateKey):
+            raise ValueError("not an RSA key")
         key = private.decrypt(base64.b64decode(sealed["key"], validate=True), _oaep())
         text = AESGCM(key).decrypt(
             base64.b64decode(sealed["nonce"], validate=True),
