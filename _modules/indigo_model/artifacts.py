@@ -75,8 +75,8 @@ class Artifact:
     """One folder on a host, filled from one download.
 
     ``members`` maps each installed file to its path inside the archive. An empty path means that
-    the download is the file; no members at all mean everything in a flat archive. ``{arch}`` in a path stands for the
-    architecture of the host, which the host fills in.
+    the download is the file; no members at all mean everything in a flat archive. ``{arch}``
+    in a path stands for the host's architecture, which the host fills in.
     """
 
     name: str
