@@ -107,7 +107,7 @@ def test_the_master_config_is_the_repositorys_plus_the_labs(tmp_path):
     assert saltenv.master_files(guest, tmp_path / "repo") is True
     assert saltenv.master_files(guest, tmp_path / "repo") is False
     names = sorted(p.name for p in (guest / "master.d").iterdir())
-    assert names == ["indigo.conf", "zz-lab.conf"]  # the lab's comes last, so that it wins
+    assert names == ["00-lab.conf", "indigo.conf"]  # Salt joins lists: the first file's come first
     (conf / "indigo.conf").unlink()
     assert saltenv.master_files(guest, tmp_path / "repo") is True
     assert not (guest / "master.d/indigo.conf").exists()

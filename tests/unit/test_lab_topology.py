@@ -8,6 +8,7 @@ from indigo_model import validate
 from lab.indigo_lab import site, topology
 from lab.indigo_lab.artifacts import Published
 from lab.indigo_lab.base import LabError
+from lab.indigo_lab.kubernetes import BINARIES
 
 SUM = "sha256:" + "0" * 64
 VERSIONS = {
@@ -22,15 +23,7 @@ VERSIONS = {
 def published(kubernetes: str = "1.20.2") -> Published:
     versions = {**VERSIONS, "kubernetes": kubernetes}
     sums = {name: {version: {"amd64": SUM}} for name, version in versions.items()}
-    programs = [
-        "kube-apiserver",
-        "kube-controller-manager",
-        "kube-scheduler",
-        "kubelet",
-        "kube-proxy",
-        "kubectl",
-    ]
-    sums["kubernetes"] = {kubernetes: {"amd64": dict.fromkeys(programs, SUM)}}
+    sums["kubernetes"] = {kubernetes: {"amd64": dict.fromkeys(BINARIES, SUM)}}
     images = [
         {"name": "indigo.lab/pause:1", "source": "http://10.77.0.2/images/pause.tar", "hash": SUM}
     ]

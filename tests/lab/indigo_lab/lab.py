@@ -19,7 +19,13 @@ from .base import REPO, LabError, cache, locked, remove_tree, run, say, state, w
 from .rootfs import VENV
 from .topology import MIRROR, Host
 
-SYSCTLS = ("kernel.panic", "kernel.panic_on_oops", "vm.overcommit_memory")
+# What kubelets (the first three) and podman's networks write on the machine.
+SYSCTLS = (
+    "kernel.panic",
+    "kernel.panic_on_oops",
+    "vm.overcommit_memory",
+    "net.ipv4.ip_forward",
+)
 _MIRROR = "mirror"
 _AT_ONCE = 4  # guests created or started at the same time: podman keeps two cores busy
 

@@ -96,7 +96,7 @@ def files() -> dict[str, str]:
             "salt-minion", "/etc/salt/minion.d/lab.conf", "salt-master.service"
         ),
         "etc/systemd/system/salt-master.service": _salt_unit(
-            "salt-master", "/etc/salt/master.d/00-lab.conf", ""
+            "salt-master", "/etc/salt/pki/master", ""
         ),
     }
     for program in ("salt", "salt-run", "salt-call", "salt-key", "salt-cp"):

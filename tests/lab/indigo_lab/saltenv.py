@@ -85,8 +85,9 @@ def minion_config(name: str) -> str:
     )
 
 
+# Salt joins the lists of all files in the order of their names: this file comes first, so that
+# the lab's cluster.yaml is found before the repository's example.
 MASTER_CONFIG = """\
-# The lab's own pillar first: its cluster.yaml is what the tests edit.
 interface: 0.0.0.0
 pillar_roots:
   base: [/srv/indigo-site/pillar, /srv/indigo/pillar]
