@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import salt.utils.event
-from salt.exceptions import CommandExecutionError
+from salt.exceptions import CommandExecutionError, SaltClientError
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +89,9 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
     """
     plan = __salt__["indigo_model.plan"]()
     members = plan["roles"]["etcd"]
-    facts = _ask(members, "indigo_etcd.facts")
     try:
-        needing = grants_needed(members, facts)
-    except ValueError as err:
+        needing = grants_needed(members, _ask(members, "indigo_etcd.facts"))
+    except (ValueError, CommandExecutionError) as err:
         return _failed(name, "etcd cannot be bootstrapped", [str(err)])
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     if not needing:
@@ -103,11 +102,11 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
         ret["result"] = None
         ret["comment"] = f"{', '.join(needing)} would be allowed to form a new etcd cluster"
         return ret
-    answers = _ask(
-        needing,
-        "indigo_etcd.grant_bootstrap",
-        kwarg={"cluster": plan["cluster"], "members": members},
-    )
+    kwarg = {"cluster": plan["cluster"], "members": members}
+    try:
+        answers = _ask(needing, "indigo_etcd.grant_bootstrap", kwarg=kwarg)
+    except CommandExecutionError as err:
+        return _failed(name, "etcd's bootstrap was not granted", [str(err)])
     silent = [id_ for id_ in needing if id_ not in answers or isinstance(answers[id_], str)]
     if silent:
         return _failed(
@@ -138,12 +137,15 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
     nodes = [plan["hosts"][id_]["name"] for id_ in plan["roles"]["node"]]
     answer: Any = None
     for master in plan["roles"]["master"]:
-        answer = _ask(
-            [master],
-            "indigo_kube.wait_ready",
-            kwarg={"names": nodes, "timeout": timeout},
-            timeout=timeout + ANSWER,
-        ).get(master)
+        try:
+            answer = _ask(
+                [master],
+                "indigo_kube.wait_ready",
+                kwarg={"names": nodes, "timeout": timeout},
+                timeout=timeout + ANSWER,
+            ).get(master)
+        except CommandExecutionError as err:
+            answer = str(err)
         if isinstance(answer, Mapping):
             break
     if not isinstance(answer, Mapping):
@@ -249,9 +251,15 @@ def _ask(
     hosts = list(hosts)
     if not hosts:
         return {}
-    answers = __salt__["saltutil.cmd"](
-        hosts, function, tgt_type="list", timeout=timeout, kwarg=dict(kwarg or {})
-    )
+    try:
+        answers = __salt__["saltutil.cmd"](
+            hosts, function, tgt_type="list", timeout=timeout, kwarg=dict(kwarg or {})
+        )
+    except SaltClientError as err:
+        raise CommandExecutionError(
+            f"The Salt master did not take {function} for {len(hosts)} hosts: {err}; "
+            "see `systemctl status salt-master`, then run indigo.deploy again"
+        ) from err
     return {
         id_: answer["ret"]
         for id_, answer in answers.items()

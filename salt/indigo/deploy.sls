@@ -3,13 +3,13 @@
 # Which hosts a step takes is what the file declares, never who happens to be up.
 
 Every host passes preflight:
-  indigo_cluster.preflight:
-    - failhard: True
+  indigo_cluster.preflight: []
 
 # A member of etcd starts a new cluster only after this step allowed it, see docs/operations/etcd.md.
 etcd may form its first quorum:
   indigo_cluster.etcd_bootstrap:
-    - failhard: True
+    - require:
+      - indigo_cluster: Every host passes preflight
 
 # Before the others: every host asks it for certificates.
 The certificate authority is ready:
@@ -18,7 +18,8 @@ The certificate authority is ready:
     - tgt_type: list
     - sls: indigo.authority
     - queue: True
-    - failhard: True
+    - require:
+      - indigo_cluster: etcd may form its first quorum
 
 # Packages, binaries, certificates and files everywhere; load balancers, etcd and containerd run.
 Every host is prepared:
@@ -27,12 +28,14 @@ Every host is prepared:
     - tgt_type: list
     - sls: indigo.prepared
     - queue: True
-    - failhard: True
+    - require:
+      - salt: The certificate authority is ready
 
 # The holder makes them, the others receive them sealed.
 The masters share their tokens and every node has its own:
   indigo_tokens.replicated:
-    - failhard: True
+    - require:
+      - salt: Every host is prepared
 
 # At once: a kubelet needs seconds before its first request, by then the API answers.
 Masters and nodes run:
@@ -41,8 +44,10 @@ Masters and nodes run:
     - tgt_type: list
     - sls: indigo.running
     - queue: True
-    - failhard: True
+    - require:
+      - indigo_tokens: The masters share their tokens and every node has its own
 
 The cluster is whole:
   indigo_cluster.whole:
-    - failhard: True
+    - require:
+      - salt: Masters and nodes run
