@@ -134,7 +134,9 @@ class Compiled:
 class Minion:
     """A minion that compiles states and runs none."""
 
-    def __init__(self, system: str, pillar_root: Path | None = None) -> None:
+    def __init__(
+        self, system: str, pillar_root: Path | None = None, file_root: Path | None = None
+    ) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="indigo-render-")
         opts = salt.config.minion_config(None)
         opts.update(
@@ -145,7 +147,7 @@ class Minion:
                 "extension_modules": f"{self.folder.name}/cache/extmods",
                 "file_client": "local",
                 "local": True,
-                "file_roots": {"base": [str(ROOT / "salt")]},
+                "file_roots": {"base": [str(file_root or ROOT / "salt")]},
                 "pillar_roots": {"base": [str(pillar_root or ROOT / "pillar")]},
                 "module_dirs": [str(ROOT / "_modules")],
                 "states_dirs": [str(ROOT / "_states")],

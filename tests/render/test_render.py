@@ -78,6 +78,7 @@ def state_faults(system: str, data: Mapping[str, Any], sls: list[str]) -> list[s
     for chunk in compiled.chunks:
         faults += subject.call_faults(chunk)
         faults += id_faults(str(chunk["__id__"]))
+        faults += rule_faults(chunk)
         if (chunk["state"], chunk["fun"]) == ("file", "managed"):
             faults += file_faults(subject, chunk)
     # The name of other states is no thing on the host.
@@ -93,6 +94,27 @@ def id_faults(id_: str) -> Iterator[str]:
         yield f"the ID {id_!r} is no plain English sentence"
 
 
+#: States that have a better one here, and why.
+_UNWANTED = {
+    "cmd.run": "check in a state of our own",
+    "cmd.script": "check in a state of our own",
+    "pkg.latest": "a second run must change nothing",
+    "service.running": "indigo_service.running converges after a kill too",
+    "service.dead": "use indigo_service.stopped",
+    "module.run": "a state of our own can be tested",
+}
+
+
+def rule_faults(chunk: Mapping[str, Any]) -> Iterator[str]:
+    """Rules of this tree that Salt does not know."""
+    name = f"{chunk['state']}.{chunk['fun']}"
+    if name in _UNWANTED:
+        yield f"{chunk['__id__']}: {name} is not wanted here: {_UNWANTED[name]}"
+    for key in ("unless", "onlyif", "parallel"):
+        if key in chunk:
+            yield f"{chunk['__id__']}: {key} starts a process on every run"
+
+
 _WORDS_OF_A_BUG = re.compile(
     r"(?<!level: )\bNone\b|\bUndefined\b|\{\{(?!\.)|\{%|<function |b'|\bTrue\b|\bFalse\b"
 )
@@ -104,8 +126,9 @@ def file_faults(subject: Minion, chunk: Mapping[str, Any]) -> Iterator[str]:
     if "contents" not in chunk and "source" not in chunk:
         yield f"{id_}: neither source nor contents"
         return
-    if not re.fullmatch(r"'?0?[0-7]{3}'?", str(chunk.get("mode", ""))):
-        yield f"{id_}: mode is {chunk.get('mode')!r}"
+    # Unquoted it is a number, and which one depends on the YAML reader.
+    if not re.fullmatch(r"0[0-7]{3}", str(chunk.get("mode"))):
+        yield f"{id_}: mode is {chunk.get('mode')!r}, and not four digits in quotes"
     try:
         text = subject.content(chunk)
     except Exception as err:  # whatever a template raises is its fault
@@ -257,6 +280,35 @@ def test_every_role_has_an_inverse(role: str) -> None:
     assert (SALT / role / "absent.sls").is_file()
 
 
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("role", ALL)
+def test_the_inverse_removes_what_the_role_brings(role: str, network: str) -> None:
+    """Files, folders, units and packages: what a host's states bring, its inverse takes away."""
+    data = pillar("ha", HOSTS[role], LATEST, network)
+    subject = minion("debian12")
+    subject.use(data)
+    brought = subject.compile(["common", role])
+    taken = subject.compile(["common.absent", f"{role}.absent"])
+    none_of(brought.errors + taken.errors)
+    gone = {str(c["name"]) for c in taken.chunks if (c["state"], c["fun"]) == ("file", "absent")}
+    gone |= {str(c["name"]) for c in taken.chunks if c["fun"].endswith("_absent")}
+    stopped = {c["name"] for c in taken.chunks if c["fun"] == "stopped"}
+    faults = []
+    for chunk in brought.chunks:
+        path = str(chunk["name"])
+        if chunk["state"] == "file" and path not in SHARED_FOLDERS:
+            above = {path, *(str(parent) for parent in Path(path).parents)}
+            if not above & gone:
+                faults.append(f"{chunk['__id__']}: {path} stays")
+        elif chunk["state"] == "indigo_service" and path not in stopped:
+            faults.append(f"{chunk['__id__']}: {path} is not stopped")
+    none_of(faults)
+
+
+#: Folders of the system that other software may use too.
+SHARED_FOLDERS = {"/usr/local/bin"}
+
+
 def test_every_inverse_is_reached() -> None:
     """What no role is called is removed with the roles that include it."""
     included = "\n".join(path.read_text("utf-8") for path in _files("*/absent.sls"))
@@ -311,6 +363,94 @@ def test_orchestrations_compile(name: str, kind: str, tmp_path: Path) -> None:
 def test_the_list_of_orchestrations_is_complete() -> None:
     on_hosts = {"authority", "prepared", "running", "bench"}
     assert {path.stem for path in _files("indigo/*.sls")} == on_hosts | set(ORCHESTRATIONS)
+
+
+# --- the tests above can fail ---------------------------------------------------------------
+
+BROKEN = """
+no sentence:
+  test.nop: []
+
+A state that does not exist:
+  file.mangled:
+    - name: /a
+
+A wrong argument:
+  indigo_service.running:
+    - name: x
+    - fiels: []
+
+A missing argument:
+  file.symlink:
+    - name: /b
+
+A process on every run:
+  file.absent:
+    - name: /c
+    - unless: "true"
+
+{id}:
+  file.managed:
+    - name: /etc/x.service
+    - mode: 0644
+    - contents: |
+        [Service]
+        ExecStart=relative
+"""
+
+
+def test_faults_of_states_are_found(tmp_path: Path) -> None:
+    (tmp_path / "broken.sls").write_text(BROKEN.replace("{id}", "None is here"))
+    (tmp_path / "dangling.sls").write_text(
+        "A lonely state:\n  test.nop:\n    - require:\n      - file: nobody\n"
+    )
+    subject = Minion("debian12", file_root=tmp_path)
+    subject.use({"indigo": {}})
+    dangling = subject.compile(["dangling"])
+    assert "Referenced state does not exist" in dangling.errors[0]
+    compiled = subject.compile(["broken"])
+    assert compiled.errors == []
+    found = "\n".join(
+        fault
+        for chunk in compiled.chunks
+        for fault in (
+            *subject.call_faults(chunk),
+            *id_faults(chunk["__id__"]),
+            *rule_faults(chunk),
+            *(file_faults(subject, chunk) if chunk["fun"] == "managed" else ()),
+        )
+    )
+    for expected in (
+        "file.mangled does not exist",
+        "indigo_service.running takes no argument fiels",
+        "file.symlink needs target",
+        "unless starts a process",
+        "'None is here' is no plain English sentence",
+        "mode is 644",
+        "/etc/x.service is broken: sections are ['Service']",
+    ):
+        assert expected in found, found
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.yaml", "a: [\n"),
+        ("a.yaml", "- a\n"),
+        ("a.conflist", "{"),
+        ("a.toml", "a = "),
+        ("a.service", "[Unit]\n[Service]\nExecStart=/bin/true \\"),
+        ("a.service", "[Unit]\n[Service]\nType=exec\n"),
+        ("a.service", "[Unit]\n[Service]\nExecStart=true\n"),
+        ("a.service", "[Unit]\n[Service]\nExecStart=/bin/true\n  --flag\n"),
+        ("a.service", "[Unit]\n[Service]\nExecStart=/bin/true\nType=exec\nType=exec\n"),
+        ("/etc/sysctl.d/a.conf", "net.ipv4.ip_forward\n"),
+        ("/etc/keepalived/keepalived.conf", "vrrp_instance a {\n"),
+    ],
+)
+def test_faults_of_files_are_found(name: str, text: str) -> None:
+    with pytest.raises((ValueError, yaml.YAMLError)):
+        syntax(name, text)
 
 
 # --- rules of the tree ---------------------------------------------------------------------
