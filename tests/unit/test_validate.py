@@ -286,3 +286,11 @@ def test_a_structure_that_holds_itself_is_a_problem() -> None:
     endless["again"] = endless
     found = validate.problems(patched(BASE, {}) | {"addons": endless})
     assert len(found) == 1 and "an alias to the structure it stands in" in found[0]
+
+
+def test_the_file_that_a_user_starts_from_is_good() -> None:
+    path = ROOT / "pillar" / "cluster.yaml"
+    document = validate.load(path.read_bytes(), str(path))
+    assert validate.problems(document) == []
+    for host in (parsed := cluster.parse(document)).hosts.values():
+        assert derive.pillar(parsed, host)["indigo"]["roles"] == list(host.roles)
