@@ -258,7 +258,7 @@ def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
     """Kubelet of one node, with a KubeletConfiguration.
 
     Returns:
-        ``{"flags", "arguments", "config", "url"}``.
+        ``{"flags", "arguments", "environment", "config", "url"}``.
     """
     kubernetes = cluster.versions["kubernetes"]
     minor = versions.minor(kubernetes)
@@ -305,9 +305,12 @@ def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
         "pod-infra-container-image": pause(cluster),
     }
     flags = _flags(cluster, "kubelet", derived)
+    # Until 1.26 kubelet asks the metadata service of AWS for credentials before it starts, and on
+    # hosts elsewhere waits six seconds for no answer (pkg/credentialprovider/aws).
     return {
         "flags": flags,
         "arguments": arguments(flags),
+        "environment": {"AWS_EC2_METADATA_DISABLED": "true"} if minor < 27 else {},
         "config": merge(config, cluster.override("kubelet", "config")),
         "url": "http://127.0.0.1:10248/healthz",
     }

@@ -1,8 +1,9 @@
-# The inverse of the role: nothing of the control plane is left; etcd's data is another layer's.
-{% set indigo = pillar.indigo %}
-
+# The inverse of the role: nothing of the control plane is left here; etcd's data is another layer's.
+# It names what it removes by itself, for a host whose role is already gone from the pillar.
+{% if 'node' not in pillar.indigo.roles %}
 include:
-  - kubeconfig.absent
+  - network.absent
+{% endif %}
 
 {% for name in ['kube-scheduler', 'kube-controller-manager', 'kube-apiserver'] %}
 {{ name }} is stopped:
@@ -15,3 +16,29 @@ The unit of {{ name }} is gone:
     - require:
       - indigo_service: {{ name }} is stopped
 {% endfor %}
+
+# The shared secrets first of all; the other masters have theirs.
+{% for path in [
+  'tokens.set', 'tokens.csv', 'encryption.yaml', 'pki/sa.key', 'pki/controller-manager-sa.key', 'pki/sa.pub',
+  'tokens/admin', 'tokens/kube-controller-manager', 'tokens/kube-scheduler',
+  'admin.kubeconfig', 'controller-manager.kubeconfig', 'scheduler.kubeconfig',
+  'audit-policy.yaml', 'authentication.yaml',
+  'pki/apiserver.crt', 'pki/apiserver.key',
+  'pki/apiserver-kubelet-client.crt', 'pki/apiserver-kubelet-client.key',
+  'pki/apiserver-etcd-client.crt', 'pki/apiserver-etcd-client.key',
+  'pki/front-proxy-client.crt', 'pki/front-proxy-client.key',
+  'pki/kube-controller-manager.crt', 'pki/kube-controller-manager.key',
+  'pki/kube-scheduler.crt', 'pki/kube-scheduler.key',
+  'pki/etcd-ca.crt', 'pki/front-proxy-ca.crt',
+] %}
+/etc/kubernetes/{{ path }} is gone:
+  file.absent:
+    - name: /etc/kubernetes/{{ path }}
+    - require:
+      - indigo_service: kube-apiserver is stopped
+      - indigo_service: kube-controller-manager is stopped
+{% endfor %}
+
+kubectl is gone from the path:
+  file.absent:
+    - name: /usr/local/bin/kubectl
