@@ -12,6 +12,8 @@ import itertools
 import json
 import os
 import re
+import shutil
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -273,6 +275,24 @@ def test_every_role_can_be_removed(system: str, network: str) -> None:
             found = state_faults(system, data, [sls])
             faults += [f"{host}, {sls}: {fault}" for fault in found]
     none_of(faults)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd on this machine")
+@pytest.mark.parametrize("network", NETWORKS)
+def test_systemd_knows_every_line_of_the_units(network: str, tmp_path: Path) -> None:
+    """systemd only warns of a directive that it does not know, and goes on without it."""
+    subject = minion("debian12")
+    subject.use(pillar("single", "all1", LATEST, network))
+    units = []
+    for chunk in subject.compile(["common", *ALL]).chunks:
+        if chunk["state"] == "file" and str(chunk["name"]).endswith((".service", ".timer")):
+            units.append(tmp_path / Path(chunk["name"]).name)
+            units[-1].write_text(subject.content(chunk) or "")
+    assert len(units) > 8
+    command = ["systemd-analyze", "verify", "--man=no", *map(str, units)]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    # The machine of the tests has none of the binaries.
+    none_of([line for line in said.splitlines() if "is not executable: No such file" not in line])
 
 
 @pytest.mark.parametrize("role", ALL)
