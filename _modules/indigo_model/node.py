@@ -18,7 +18,8 @@ from .master import arguments
 SOCKET = "unix:///run/containerd/containerd.sock"
 
 #: Configuration that containerd writes from its template once kubelet tells it the node's subnet.
-#: The name is containerd's own (``internal/cri/server/update_runtime_config.go``).
+#: The name is containerd's own (``internal/cri/server/update_runtime_config.go``). The template was
+#: deprecated in 1.7.0 and is not any more: https://github.com/containerd/containerd/pull/8606.
 CNI_CONFIG = "/etc/cni/net.d/10-containerd-net.conflist"
 CNI_TEMPLATE = "/etc/containerd/cni-template.conflist"
 
