@@ -29,6 +29,9 @@ except ImportError:  # the pure functions are of use without Salt
 
 STAMPS = Path("/run/indigo/started")
 
+#: Where an administrator's units lie; one of the same name stands before a package's.
+UNITS = Path("/etc/systemd/system")
+
 PROPERTIES = (
     "LoadState",
     "ActiveState",
@@ -138,7 +141,9 @@ def show(name: str) -> dict[str, str]:
         name: Unit name, with or without ``.service``.
 
     Returns:
-        The properties of :data:`PROPERTIES`, as systemd prints them.
+        The properties of :data:`PROPERTIES`, as systemd prints them. ``NeedDaemonReload`` is
+        also ``yes`` where the file that systemd has loaded is gone or has come to stand behind one
+        in ``/etc``, which systemd does not notice.
 
     Raises:
         CommandExecutionError: systemd does not answer.
@@ -149,7 +154,17 @@ def show(name: str) -> dict[str, str]:
     code, out, err = _systemctl("show", _unit(name), f"--property={','.join(PROPERTIES)}")
     if code:
         raise CommandExecutionError(f"{name}: systemctl show failed ({code}): {err.strip()}")
-    return parse_show(out)
+    properties = parse_show(out)
+    if _outdated(_unit(name), properties.get("FragmentPath", "")):
+        properties["NeedDaemonReload"] = "yes"
+    return properties
+
+
+def _outdated(unit: str, loaded: str) -> bool:
+    ours = UNITS / unit
+    if loaded and not Path(loaded).exists():
+        return True
+    return ours.is_file() and os.path.realpath(ours) != os.path.realpath(loaded or "/")
 
 
 def active(name: str) -> bool:

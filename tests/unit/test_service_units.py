@@ -53,8 +53,10 @@ class Systemd:
         verb, *rest = [word for word in arguments if not word.startswith("--")]
         if verb == "daemon-reload":
             self.reloads += 1
-            for unit in self.units.values():
+            for name, unit in self.units.items():
                 unit["NeedDaemonReload"] = "no"
+                if (self.folder / "etc" / name).exists():
+                    unit["FragmentPath"] = str(self.folder / "etc" / name)
             return 0, "", ""
         (name,) = rest
         if verb == "show":
@@ -82,6 +84,8 @@ def host(tmp_path):
     systemd.add("etcd")
     module._systemctl = systemd
     module.STAMPS = tmp_path / "run"
+    module.UNITS = tmp_path / "etc"
+    module.UNITS.mkdir()
     state = load("_states", "indigo_service")
     functions = (
         "show",
@@ -159,6 +163,18 @@ def test_a_touched_unit_file_with_the_same_text_restarts_nothing(host):
     host.running()
     (host.tmp / "etcd.service").write_text("[Unit]\n")
     host.unit["NeedDaemonReload"] = "yes"
+    assert host.running()["changes"] == {}
+    assert host.systemd.reloads == 1
+
+
+def test_a_unit_that_comes_to_stand_before_the_packages_is_loaded(host):
+    host.running()  # as a package starts its service
+    time.sleep(0.02)
+    ours = host.module.UNITS / "etcd.service"
+    ours.write_text("[Unit]\nDescription=ours\n")
+    ret = host.running()
+    assert host.systemd.reloads == 1
+    assert str(ours) in ret["changes"]["restarted"]
     assert host.running()["changes"] == {}
     assert host.systemd.reloads == 1
 
