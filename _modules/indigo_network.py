@@ -125,25 +125,61 @@ def subnet(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def outdated(config: str, template: str) -> bool:
-    """Whether containerd wrote its CNI configuration from another template than today's.
+def _filled(template: str, pods: str) -> str:
+    return Path(template).read_text(encoding="utf-8").replace("{{.PodCIDR}}", pods)
 
-    containerd writes it once and leaves it alone as long as it can be loaded
+
+def cni(config: str, template: str) -> str:
+    """How the CNI configuration that containerd wrote compares with today's template.
+
+    containerd writes it once, and leaves it alone as long as it can be loaded
     (``internal/cri/server/update_runtime_config.go``).
 
     Args:
-        config: Path of the file that containerd wrote.
+        config: Path of the file that containerd writes.
         template: Path of the template.
 
     Returns:
-        False also where containerd has not written it yet.
+        ``current``, ``differs``, ``damaged`` or ``absent``.
+
+    Raises:
+        CommandExecutionError: There is no template.
+
+    Example:
+        ``salt node1 indigo_network.cni /etc/cni/net.d/10-containerd-net.conflist
+        /etc/containerd/cni-template.conflist``
     """
     try:
         written = json.loads(Path(config).read_text(encoding="utf-8"))
-        pattern = Path(template).read_text(encoding="utf-8")
+        pods = subnet(written)
     except FileNotFoundError:
-        return False
-    except ValueError:
-        return True
-    pods = subnet(written)
-    return pods is None or json.loads(pattern.replace("{{.PodCIDR}}", pods)) != written
+        return "absent"
+    except (ValueError, AttributeError, TypeError):
+        return "damaged"
+    if pods is None:
+        return "damaged"
+    try:
+        return "current" if json.loads(_filled(template, pods)) == written else "differs"
+    except OSError as error:
+        raise CommandExecutionError(
+            f"{template} cannot be read: {error.strerror}; apply network.routes first"
+        ) from error
+
+
+def refill(config: str, template: str) -> str:
+    """Write the CNI configuration anew, with the subnet that it has; containerd takes it up.
+
+    Returns:
+        The subnet.
+
+    Raises:
+        CommandExecutionError: The present file names no subnet.
+    """
+    pods = subnet(json.loads(Path(config).read_text(encoding="utf-8")))
+    if pods is None:
+        raise CommandExecutionError(f"{config} names no subnet; expected what containerd wrote")
+    # containerd watches the folder and reads names that end in .conflist.
+    fresh = Path(f"{config}.new")
+    fresh.write_text(_filled(template, pods), encoding="utf-8")
+    fresh.replace(config)
+    return pods

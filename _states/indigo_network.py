@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 try:
@@ -12,6 +13,9 @@ except ImportError:
 
 __salt__: dict[str, Any] = {}
 __opts__: dict[str, Any] = {}
+
+#: Seconds that a running kubelet may take until containerd has its CNI configuration.
+PATIENCE = 60.0
 
 
 def __virtual__() -> bool | tuple[bool, str]:
@@ -64,18 +68,20 @@ def routed(
     return {**ret, "comment": f"{unit} was run: {'; '.join(found)}"}
 
 
-def cni_current(name: str, template: str) -> dict[str, Any]:
-    """The CNI configuration that containerd wrote is of today's template, or is removed.
+def cni_current(name: str, template: str, unit: str = "kubelet") -> dict[str, Any]:
+    """The CNI configuration that containerd wrote is of today's template.
 
-    containerd writes it again when kubelet, which starts anew with a new template, tells it the
-    node's subnet.
+    An older one is written anew with the subnet that it has, under running pods. One that is
+    damaged or gone is containerd's to write, once kubelet starts and tells it the subnet.
 
     Args:
         name: Path of the file that containerd writes.
         template: Path of its template.
+        unit: kubelet's unit.
 
     Returns:
-        A state result; ``changes`` has ``removed``.
+        A state result; ``changes`` has ``written`` (the subnet), or ``removed`` and
+        ``restarted``.
 
     Example:
         .. code-block:: yaml
@@ -86,13 +92,38 @@ def cni_current(name: str, template: str) -> dict[str, Any]:
                 - template: /etc/containerd/cni-template.conflist
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
-    if not __salt__["indigo_network.outdated"](name, template):
-        return {**ret, "comment": f"{name} is of today's template, or not written yet"}
-    ret["changes"] = {"removed": name}
-    if __opts__.get("test"):
-        return {**ret, "result": None, "comment": f"{name} would be removed and written again"}
+    test = bool(__opts__.get("test"))
     try:
-        os.unlink(name)
-    except OSError as error:
+        found = "absent" if test and not os.path.exists(template) else ""
+        found = found or __salt__["indigo_network.cni"](name, template)
+        if found == "current":
+            return {**ret, "comment": f"{name} is of today's template"}
+        if found == "differs":
+            ret["changes"] = {"written": "anew, with the same subnet"}
+        else:
+            waiting = _runs_since(unit)
+            if found == "absent" and waiting < PATIENCE:
+                return {**ret, "comment": f"{name} is for containerd to write"}
+            ret["changes"] = {"removed": name} if found == "damaged" else {}
+            if waiting:
+                ret["changes"]["restarted"] = unit
+        if test:
+            return {**ret, "result": None, "comment": f"{name} is {found}; would be put right"}
+        if found == "differs":
+            ret["changes"] = {"written": __salt__["indigo_network.refill"](name, template)}
+        elif found == "damaged":
+            os.unlink(name)
+        if "restarted" in ret["changes"]:
+            __salt__["indigo_service.restart"](unit)
+    except (CommandExecutionError, OSError) as error:
         return {**ret, "result": False, "changes": {}, "comment": f"{name}: {error}"}
-    return {**ret, "comment": f"{name} was removed; kubelet has it written again"}
+    return {**ret, "comment": f"{name} was {found} and is put right"}
+
+
+def _runs_since(unit: str) -> float:
+    """Seconds since a unit's process started; 0 where none runs."""
+    properties = __salt__["indigo_service.show"](unit)
+    started = int(properties.get("ExecMainStartTimestampMonotonic") or 0) / 1e6
+    if properties.get("MainPID", "0") == "0" or not started:
+        return 0.0
+    return time.monotonic() - started

@@ -20,9 +20,6 @@ kubelet runs with its configuration:
       - {{ config }}/kubelet.yaml
       - {{ config }}/kubelet.kubeconfig
       - {{ indigo.paths.pki }}/kubelet.crt
-{%- if indigo.network.kind == 'routes' %}
-      - {{ indigo.components.containerd.cni_template }}
-{%- endif %}
     - require:
       - sls: common.certificates
       - sls: kubeconfig

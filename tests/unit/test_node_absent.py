@@ -39,8 +39,8 @@ COMMIT
 def test_mounts_go_from_the_deepest_and_the_disks_stay():
     assert load("_modules", "indigo_node").mounts(MOUNTINFO) == [
         "/var/lib/kubelet/pods/1/volumes/token/deep er",
-        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/x/rootfs",
         "/var/lib/kubelet/pods/1/volumes/token",
+        "/run/containerd/io.containerd.runtime.v2.task/k8s.io/x/rootfs",
         "/run/netns/cni-abc",
     ]
 

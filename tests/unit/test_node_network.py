@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -97,31 +98,61 @@ def test_an_unreadable_kernel_is_an_error():
 TEMPLATE = '{"plugins": [{"mtu": %d, "ipam": {"ranges": [[{"subnet": "{{.PodCIDR}}"}]]}}]}'
 
 
-def cni(tmp_path: Path, written: str | None, mtu: int = 1500, test: bool = False):
+def cni(tmp_path: Path, written: str | None, mtu: int = 1500, test: bool = False, age: float = 0):
+    """The state over a written configuration; its result, the file, and what was restarted."""
     config, template = tmp_path / "10.conflist", tmp_path / "template"
     template.write_text(TEMPLATE % mtu)
+    config.unlink(missing_ok=True)
     if written is not None:
         config.write_text(written)
-    state = load("_states", "indigo_network")
+    state, functions = load("_states", "indigo_network"), load("_modules", "indigo_network")
+    restarted: list[str] = []
+    started = (time.monotonic() - age) * 1e6
     state.__opts__ = {"test": test}
-    state.__salt__ = {"indigo_network.outdated": load("_modules", "indigo_network").outdated}
-    return state.cni_current(str(config), str(template)), config
+    state.__salt__ = {
+        "indigo_network.cni": functions.cni,
+        "indigo_network.refill": functions.refill,
+        "indigo_service.restart": restarted.append,
+        "indigo_service.show": lambda unit: (
+            {"MainPID": "7", "ExecMainStartTimestampMonotonic": str(int(started))} if age else {}
+        ),
+    }
+    return state.cni_current(str(config), str(template)), config, restarted
 
 
-def test_a_configuration_of_another_template_is_removed(tmp_path):
-    written = (TEMPLATE % 1500).replace("{{.PodCIDR}}", "10.244.3.0/24")
-    result, config = cni(tmp_path, None)
-    assert result["changes"] == {}
-    result, config = cni(tmp_path, json.dumps(json.loads(written), indent=4))
-    assert (result["changes"], config.exists()) == ({}, True)
-    result, config = cni(tmp_path, written, mtu=1450, test=True)
-    assert (result["result"], config.exists()) == (None, True)
-    result, config = cni(tmp_path, written, mtu=1450)
-    assert result["changes"] == {"removed": str(config)}
-    assert not config.exists()
+WRITTEN = (TEMPLATE % 1500).replace("{{.PodCIDR}}", "10.244.3.0/24")
 
 
-def test_a_damaged_configuration_is_removed(tmp_path):
-    result, config = cni(tmp_path, "{")
-    assert result["changes"] == {"removed": str(config)}
-    assert not config.exists()
+def test_a_configuration_of_todays_template_is_left_alone(tmp_path):
+    layout = json.dumps(json.loads(WRITTEN), indent=4)
+    result, config, restarted = cni(tmp_path, layout, age=999)
+    assert (result["result"], result["changes"], restarted) == (True, {}, [])
+    assert config.read_text() == layout
+
+
+def test_an_older_one_is_written_anew_with_its_subnet(tmp_path):
+    result, config, _ = cni(tmp_path, WRITTEN, mtu=1450, test=True)
+    assert (result["result"], config.read_text()) == (None, WRITTEN)
+    result, config, restarted = cni(tmp_path, WRITTEN, mtu=1450, age=999)
+    assert result["changes"] == {"written": "10.244.3.0/24"}
+    assert config.read_text() == WRITTEN.replace("1500", "1450")
+    assert restarted == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".new")] == []
+
+
+def test_a_damaged_one_is_removed_and_kubelet_has_it_written(tmp_path):
+    result, config, restarted = cni(tmp_path, "{", age=5)
+    assert result["changes"] == {"removed": str(config), "restarted": "kubelet"}
+    assert (config.exists(), restarted) == (False, ["kubelet"])
+    result, config, restarted = cni(tmp_path, "{")
+    assert (result["changes"], restarted) == ({"removed": str(config)}, [])
+
+
+def test_one_that_is_gone_is_waited_for_and_then_asked_for(tmp_path):
+    for age in (0, 5):
+        result, _, restarted = cni(tmp_path, None, age=age)
+        assert (result["result"], result["changes"], restarted) == (True, {}, [])
+    result, _, restarted = cni(tmp_path, None, age=999, test=True)
+    assert (result["result"], restarted) == (None, [])
+    result, _, restarted = cni(tmp_path, None, age=999)
+    assert (result["changes"], restarted) == ({"restarted": "kubelet"}, ["kubelet"])
