@@ -22,7 +22,7 @@ HIGHEST = 200
 STEP = 10
 
 #: haproxy answers here whether it serves, to this host alone.
-ALIVE = "/run/haproxy/alive.sock"
+ALIVE = "/run/indigo-haproxy/alive.sock"
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
