@@ -221,7 +221,7 @@ def _document() -> dict[str, Any]:
     from . import validate
 
     path = cluster_file()
-    return validate.load(Path(path).read_text(encoding="utf-8"), path)
+    return validate.load(Path(path).read_bytes(), path)
 
 
 def _stamp() -> str:
@@ -270,6 +270,7 @@ def _derive_all(folder: Path) -> None:
                 "address": host.address,
                 "roles": list(host.roles),
                 "name": host.name,
+                "interface": host.interface,
                 "digest": derive.digest(pillars[id_]),
             }
             for id_, host in cluster.hosts.items()

@@ -92,7 +92,7 @@ def _of_host(
             "correct the key, or the host's network"
         )
     if "lb" in roles:
-        found += _of_balancer(id_, vip, interfaces)
+        found += _of_balancer(id_, host.get("interface"), vip, interfaces)
     for role in roles:
         for folder, needed in SPACE.get(role, {}).items():
             free = fact["free_mb"].get(folder, needed)
@@ -105,19 +105,20 @@ def _of_host(
 
 
 def _of_balancer(
-    id_: str, vip: Mapping[str, Any], interfaces: Mapping[str, list[str]]
+    id_: str, own: str | None, vip: Mapping[str, Any], interfaces: Mapping[str, list[str]]
 ) -> list[str]:
-    if vip["interface"] not in interfaces:
+    key, interface = (f"hosts.{id_}.interface", own) if own else ("vip.interface", vip["interface"])
+    if interface not in interfaces:
         others = ", ".join(sorted(name for name in interfaces if name != "lo"))
         return [
-            f"vip.interface: {vip['interface']} does not exist on {id_}, which has {others}: "
+            f"{key}: {interface} does not exist on {id_}, which has {others}: "
             "name the interface that carries the load balancers' addresses"
         ]
-    networks = [netaddr.IPNetwork(address) for address in interfaces[vip["interface"]]]
+    networks = [netaddr.IPNetwork(address) for address in interfaces[interface]]
     if not any(vip["address"] in network for network in networks):
         subnets = ", ".join(str(network.cidr) for network in networks) or "no address"
         return [
-            f"vip.address: {vip['address']} is outside the subnets of {vip['interface']} on {id_} "
-            f"({subnets}): choose a free address inside, or another vip.interface"
+            f"vip.address: {vip['address']} is outside the subnets of {interface} on {id_} "
+            f"({subnets}): choose a free address inside, or another {key}"
         ]
     return []

@@ -7,7 +7,6 @@ of their own and every account is the one that runs the tests.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +18,6 @@ from typing import Any
 import pytest
 import yaml
 from salt.client import LocalClient, get_local_client
-from saltfactories.plugins.event_listener import EventListener
 from support import ROOT
 
 #: The cluster that the integration tests declare: small, with every role.
@@ -48,30 +46,6 @@ def run():
         row["group"] = grp.getgrgid(os.getegid()).gr_name
     return view
 """
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Keep salt-factories' log server on loopback; its default is every address."""
-    server = session.config.pluginmanager.get_plugin("saltfactories-log-server")
-    if server is not None:
-        server.log_host = "127.0.0.1"
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish() -> None:
-    """Records of daemons that stop reach the log server after pytest closed its streams."""
-    logging.raiseExceptions = False
-
-
-@pytest.fixture(scope="session")
-def event_listener() -> Iterator[EventListener]:
-    """salt-factories' event listener on loopback; its default is every address."""
-    listener = EventListener()
-    listener.host = "127.0.0.1"
-    listener.address = f"tcp://127.0.0.1:{listener.port}"
-    with listener:
-        yield listener
 
 
 @pytest.fixture(scope="session")
