@@ -123,8 +123,9 @@ class Docroot:
         return version
 
     def image(self, name: str, archive: bytes | Path, reference: str) -> None:
-        """Publish an image archive."""
+        """Publish an image archive; a later one of the same reference stands for it."""
         path = self.put(f"images/{name}.tar", archive)
+        self.published.images = [i for i in self.published.images if i["name"] != reference]
         self.published.images.append(
             {
                 "name": reference,
@@ -290,7 +291,7 @@ def _images(docroot: Docroot, busybox: Path, given: str | None) -> None:
         if not names:
             raise LabError(f"--images: {path} names no image (manifest.json without RepoTags)")
         for name in names:
-            docroot.image(path.stem, path, name)
+            docroot.image(f"extra/{path.stem}", path, name)
 
 
 def _pause() -> bytes:

@@ -23,7 +23,7 @@ MACHINE = {
     "gnupg": "/usr/bin/gpg",
     "gpg-agent": "/usr/bin/gpg-agent",
     "openssl": "/usr/bin/openssl",
-    "python3.11-venv": "/usr/share/doc/python3.11-venv",
+    "python3.11-venv": "/usr/lib/python3.11/ensurepip/__init__.py",
     "dpkg-dev": "/usr/bin/dpkg-source",
     "gcc": "/usr/bin/gcc",
     "libc6-dev": "/usr/include/stdlib.h",
