@@ -73,7 +73,7 @@ def references(archive: Path) -> list[str]:
                 if name not in ("manifest.json", "index.json") or not member.isfile():
                     continue
                 stream = opened.extractfile(member)
-                document = json.load(stream) if stream else None
+                document: Any = json.load(stream) if stream else None
                 if name == "manifest.json":
                     found.update(tag for entry in document for tag in entry.get("RepoTags") or ())
                 else:
