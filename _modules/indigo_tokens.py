@@ -342,13 +342,16 @@ def _unseal(sealed: Mapping[str, Any], private_key: bytes) -> Any:
 # --- Files ------------------------------------------------------------------------------------
 
 
-def _account(user: str, path: str) -> tuple[int, int]:
+def _account(user: str) -> tuple[int, int]:
+    """Who owns a file: its reader, or root for as long as the reader has no account here.
+
+    Tokens arrive before anything is installed, so that a deploy needs one run on each host; the
+    states that make the accounts then hand the files over.
+    """
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise CommandExecutionError(
-            f"{path}: its owner {user} does not exist on this host; apply the state common first"
-        ) from None
+        return os.geteuid(), os.getegid()
     return entry.pw_uid, entry.pw_gid
 
 
@@ -418,15 +421,12 @@ def _group_name(gid: int) -> str:
 def _access_drift(path: str, user: str, mode: int) -> str | None:
     """What is wrong with a file's owner, group or mode; None when nothing is."""
     found = os.lstat(path)
-    try:
-        uid, gid = _account(user, path)
-    except CommandExecutionError:
-        return f"owner {_owner_name(found.st_uid)}, expected {user}, which this host has not yet"
+    uid, gid = _account(user)
     wrong = []
     if stat.S_IMODE(found.st_mode) != mode:
         wrong.append(f"mode {stat.S_IMODE(found.st_mode):04o}, expected {mode:04o}")
     if found.st_uid != uid:
-        wrong.append(f"owner {_owner_name(found.st_uid)}, expected {user}")
+        wrong.append(f"owner {_owner_name(found.st_uid)}, expected {_owner_name(uid)}")
     if found.st_gid != gid:
         wrong.append(f"group {_group_name(found.st_gid)}, expected {_group_name(gid)}")
     return "; ".join(wrong) or None
@@ -435,7 +435,7 @@ def _access_drift(path: str, user: str, mode: int) -> str | None:
 def _set_access(path: str, user: str, mode: int) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
-        os.fchown(handle, *_account(user, path))
+        os.fchown(handle, *_account(user))
         os.fchmod(handle, mode)
     finally:
         os.close(handle)
@@ -573,7 +573,7 @@ def _mend(
         if path not in mendable:
             continue
         if content is not None and _read(path) != content:
-            _replace(path, content, _account(user, path), mode)
+            _replace(path, content, _account(user), mode)
         else:
             _set_access(path, user, mode)
     return mendable
@@ -620,7 +620,7 @@ def _create(token_set: Mapping[str, Any], cluster: str) -> tuple[dict[str, Any],
 def _write_set(token_set: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     path = token_set["path"]
     content = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
-    _replace(path, content, _account(token_set["user"], path), 0o600)
+    _replace(path, content, _account(token_set["user"]), 0o600)
 
 
 # --- Functions --------------------------------------------------------------------------------

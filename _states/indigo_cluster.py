@@ -293,9 +293,9 @@ def describe(event: Mapping[str, Any], jobs: dict[str, dict[str, Any]]) -> str |
         ...           "arg": [{"mods": "x"}], "minions": ["a"]}}, jobs) is None
         True
         >>> describe({"tag": "salt/job/1/ret/a", "data": {"jid": "1", "id": "a", "fun": "state.sls",
-        ...           "fun_args": ["indigo.prepared"], "return": {"s": {"result": True,
+        ...           "fun_args": ["indigo.host"], "return": {"s": {"result": True,
         ...           "changes": {"x": 1}}}}}, jobs)
-        'indigo.prepared  a done, 1 of 1 hosts (1 states, 1 changed)'
+        'indigo.host  a done, 1 of 1 hosts (1 states, 1 changed)'
     """
     data = event.get("data", {})
     parts = event.get("tag", "").split("/")

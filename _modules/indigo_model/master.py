@@ -123,7 +123,8 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-apiserver of one master.
 
     Returns:
-        ``{"user", "url", "flags", "arguments", "logs_directory", "audit", "authentication"}``.
+        ``{"user", "url", "flags", "arguments", "logs_directory", "audit", "authentication",
+        "etcd_health"}``. ``etcd_health`` lists the URL of each member's health.
         ``audit`` and ``authentication`` are documents for files; the latter is None where the
         release cannot bind anonymous access to paths.
     """
@@ -193,6 +194,9 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         logs_directory=LOGS,
         audit=audit_policy(cluster),
         authentication=authentication(cluster) if by_path else None,
+        etcd_health=[
+            f"https://{member.address}:2379/health" for member in cluster.with_role("etcd")
+        ],
     )
 
 

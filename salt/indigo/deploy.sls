@@ -11,38 +11,21 @@ etcd may form its first quorum:
     - require:
       - indigo_cluster: Every host passes preflight
 
-# Before the others: every host asks it for certificates.
-The certificate authority is ready:
-  salt.state:
-    - tgt: {{ salt['indigo_model.hosts']('ca') | tojson }}
-    - tgt_type: list
-    - sls: indigo.authority
-    - queue: True
-    - require:
-      - indigo_cluster: etcd may form its first quorum
-
-# Packages, binaries, certificates and files everywhere; load balancers, etcd and containerd run.
-Every host is prepared:
-  salt.state:
-    - tgt: {{ salt['indigo_model.hosts']() | tojson }}
-    - tgt_type: list
-    - sls: indigo.prepared
-    - queue: True
-    - require:
-      - salt: The certificate authority is ready
-
-# The holder makes them, the others receive them sealed.
+# The holder makes them, the others receive them sealed: before anything is installed, so that each
+# host then needs one run.
 The masters share their tokens and every node has its own:
   indigo_tokens.replicated:
     - require:
-      - salt: Every host is prepared
+      - indigo_cluster: etcd may form its first quorum
 
-# At once: a kubelet needs seconds before its first request, by then the API answers.
-Masters and nodes run:
+# At once. What needs another host waits for that host's health, not for a step: certificates for
+# the authority, API servers for etcd's quorum, controllers for the API. A kubelet needs seconds until
+# its first request, by then the API answers.
+Every host runs its roles:
   salt.state:
-    - tgt: {{ salt['indigo_model.hosts']('master', 'node') | tojson }}
+    - tgt: {{ salt['indigo_model.hosts']() | tojson }}
     - tgt_type: list
-    - sls: indigo.running
+    - sls: indigo.host
     - queue: True
     - require:
       - indigo_tokens: The masters share their tokens and every node has its own
@@ -50,4 +33,4 @@ Masters and nodes run:
 The cluster is whole:
   indigo_cluster.whole:
     - require:
-      - salt: Masters and nodes run
+      - salt: Every host runs its roles

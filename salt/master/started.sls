@@ -12,6 +12,19 @@ The master has its tokens and keys:
     - tokens: {{ indigo.tokens | tojson }}
     - set: True
 
+# An API server started before etcd has a quorum only keeps the processor from those that form it.
+etcd answers:
+  indigo_health.answering:
+    - name: etcd quorum
+    - urls: {{ apiserver.etcd_health | tojson }}
+    - need: any
+    - expect: '"true"'
+    - ca: {{ pki }}/etcd-ca.crt
+    - cert: {{ pki }}/apiserver-etcd-client.crt
+    - key: {{ pki }}/apiserver-etcd-client.key
+    - require:
+      - sls: common.certificates
+
 # The API server takes up a renewed serving certificate or authority by itself, and its etcd client
 # reads its certificate at each handshake; the kubelet client's and the shared keys it reads once.
 kube-apiserver runs with its configuration:
@@ -35,3 +48,4 @@ kube-apiserver runs with its configuration:
       - sls: common.certificates
       - sls: kubeconfig
       - indigo_tokens: The master has its tokens and keys
+      - indigo_health: etcd answers

@@ -248,20 +248,12 @@ def test_one_host_with_all_roles_over_both_networks(system: str, network: str) -
     none_of(state_faults(system, data, ["common", *ALL]))
 
 
-@pytest.mark.parametrize("step", ["prepared", "running", "authority"])
 @pytest.mark.parametrize("system", ["debian12", "rocky9"])
-def test_the_steps_of_a_deploy(system: str, step: str) -> None:
-    """What orchestration applies to hosts, as the steps are cut."""
-    roles = {
-        "prepared": (*HOSTS.values(), "all1"),
-        "running": ("master1", "node1", "all1"),
-        "authority": ("ca1", "all1"),
-    }[step]
+def test_what_a_deploy_applies_to_hosts(system: str) -> None:
     faults = []
-    for host in roles:
+    for host in (*HOSTS.values(), "all1"):
         data = pillar("single" if host == "all1" else "ha", host)
-        found = state_faults(system, data, [f"indigo.{step}"])
-        faults += [f"{host}: {fault}" for fault in found]
+        faults += [f"{host}: {fault}" for fault in state_faults(system, data, ["indigo.host"])]
     none_of(faults)
 
 
@@ -381,7 +373,7 @@ def test_orchestrations_compile(name: str, kind: str, tmp_path: Path) -> None:
 
 
 def test_the_list_of_orchestrations_is_complete() -> None:
-    on_hosts = {"authority", "prepared", "running", "bench"}
+    on_hosts = {"host", "bench"}
     assert {path.stem for path in _files("indigo/*.sls")} == on_hosts | set(ORCHESTRATIONS)
 
 

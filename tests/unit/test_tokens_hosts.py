@@ -571,12 +571,18 @@ def test_a_wrong_owner_is_seen_and_told(made, monkeypatch):
     assert f"expected {grp.getgrgid(other.pw_gid).gr_name}" in problems[0]
 
 
-def test_an_account_that_is_not_there_yet_is_named(made):
+def test_root_holds_a_file_until_its_reader_has_an_account(made, monkeypatch):
     view = made.m1.__pillar__["indigo"]
     view["tokens"][0]["user"] = "nobody-of-that-name"
-    assert "which this host has not yet" in made.m1.state()["problems"][0]
-    with pytest.raises(CommandExecutionError, match=r"nobody-of-that-name does not exist.*common"):
-        made.m1.mend()
+    assert made.m1.state()["problems"] == []
+    assert made.m1.mend() == {}
+    # The account appears: the file is no longer as it should be, and is handed over.
+    real = made.m1.pwd.getpwnam
+    account = real("nobody")
+    monkeypatch.setattr(
+        made.m1.pwd, "getpwnam", lambda user: account if user.startswith("nobody-") else real(user)
+    )
+    assert "expected nobody" in made.m1.state()["problems"][0]
 
 
 def test_a_host_that_is_not_declared_says_so(hosts):

@@ -1,2 +1,0 @@
-include:
-  - ca.configured

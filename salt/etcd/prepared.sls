@@ -1,3 +1,0 @@
-# All members start at once and wait for each other.
-include:
-  - etcd

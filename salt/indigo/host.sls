@@ -1,0 +1,6 @@
+# All that the roles of one host need, as `state.apply` does it, without the site's own states.
+include:
+  - common
+{% for role in pillar.indigo.roles %}
+  - {{ role }}
+{% endfor %}

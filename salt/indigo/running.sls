@@ -1,5 +1,0 @@
-# What needs the replicated tokens.
-include:
-{% for role in pillar.indigo.roles %}
-  - {{ role }}
-{% endfor %}

@@ -1,3 +1,0 @@
-# A load balancer needs no other host than the certificate authority: masters may come later.
-include:
-  - lb

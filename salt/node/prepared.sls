@@ -1,5 +1,0 @@
-# Everything that needs no token and no other host.
-include:
-  - node.installed
-  - node.configured
-  - node.containerd
