@@ -112,7 +112,8 @@ def pillar(minion_id: str) -> dict[str, Any]:
         minion_id: Id of the minion, as the Salt master authenticated it.
 
     Returns:
-        ``{"indigo": view}``, with ``x509_signing_policies`` on the CA host; ``{}`` for others.
+        ``{"indigo": view}``, with ``x509_signing_policies`` on the CA host; ``{}`` for others, such
+        as an orchestration, whose pillar is that of ``<id of the master>_master``.
 
     Raises:
         CommandExecutionError: The declared cluster has problems; all of them are named.
@@ -123,7 +124,9 @@ def pillar(minion_id: str) -> dict[str, Any]:
 
         salt-run salt.cmd indigo_model.pillar node1
     """
-    if "/" in minion_id or minion_id.startswith("."):
+    # Ids are DNS names, so these are not declared. An orchestration must not fail here over a
+    # mistake in the file: its preflight says what is wrong and what to do.
+    if "/" in minion_id or "_" in minion_id or minion_id.startswith("."):
         return {}
     folder = _views()
     try:
@@ -186,13 +189,20 @@ def host_problems(facts: dict[str, Any]) -> list[str]:
 def hosts(*roles: str) -> list[str]:
     """Ids of the declared hosts that have any of the roles (all hosts without arguments).
 
+    Returns:
+        The ids as declared; none while the declared cluster has problems. Orchestrations name
+        their targets with this before their preflight can tell the problems and stop them.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt-run salt.cmd indigo_model.hosts master
     """
-    declared = plan()
+    try:
+        declared = plan()
+    except (CommandExecutionError, ValueError, OSError):
+        return []
     if not roles:
         return list(declared["hosts"])
     wanted = {id_ for role in roles for id_ in declared["roles"].get(role, [])}
