@@ -56,7 +56,7 @@ def test_a_missing_file_is_told_and_lets_an_orchestration_render():
 @pytest.mark.parametrize("text", BROKEN.values(), ids=BROKEN)
 def test_a_declared_minion_never_gets_an_empty_view_over_a_mistake(declare, text):
     declare(text)
-    with pytest.raises(CommandExecutionError, match="cluster.yaml cannot be used"):
+    with pytest.raises(CommandExecutionError, match=r"cluster\.yaml cannot be used"):
         indigo_model.pillar("node1")
 
 
