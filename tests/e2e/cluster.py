@@ -2,43 +2,101 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from indigo_lab.lab import Lab
 
-#: Files whose change is not a change of the host: Salt's own caches and logs, and what a running
-#: system keeps of itself.
-_NOT_THE_HOST = (
-    *("/proc", "/sys", "/dev", "/run", "/tmp", "/var/cache/salt", "/var/log", "/var/tmp"),
-    *("/etc/salt", "/var/lib/systemd", "/var/lib/containerd", "/var/lib/kubelet", "/root/.cache"),
-)
-
-_SUMS = (
-    "find / -xdev \\( "
-    + " -o ".join(f"-path {path}" for path in _NOT_THE_HOST)
-    + " \\) -prune -o \\( -type f -o -type l \\) -printf '%p %m %U %G %s %T@ %l\\n'"
-    " | sort"
-)
+Answer = TypeVar("Answer")
 
 
-def files(lab: Lab, host: str) -> str:
-    """Every file of a host: path, mode, owner, size, time of change and link target."""
-    return lab.exec(host, ["sh", "-c", _SUMS], check=True, timeout=120).stdout
+def on_all(lab: Lab, ask: Callable[[str], Answer]) -> dict[str, Answer]:
+    """Ask something of every host, a few at the same time."""
+    names = [host.name for host in lab.hosts()]
+    with ThreadPoolExecutor(3) as pool:
+        return dict(zip(names, pool.map(ask, names), strict=True))
 
 
-def fingerprints(lab: Lab) -> dict[str, str]:
-    """By host, a hash over all its files and the state of its units."""
-    found = {}
-    for host in lab.hosts():
-        units = lab.exec(
-            host.name, ["systemctl", "list-unit-files", "--no-legend", "--no-pager"], check=True
-        ).stdout
-        found[host.name] = hashlib.sha256((files(lab, host.name) + units).encode()).hexdigest()
-    return found
+def until(question: Callable[[], Answer], seconds: float, interval: float = 0.5) -> Answer:
+    """Ask until the answer is true; the last answer after the deadline."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = question()
+        if answer or time.monotonic() > deadline:
+            return answer
+        time.sleep(interval)
+
+
+# Deploys -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """How a run of ``indigo.deploy`` ended."""
+
+    code: int
+    #: Steps by their name; none when the orchestration did not even render.
+    steps: dict[str, dict[str, Any]]
+    stdout: str = field(repr=False)
+    #: Live progress, and what Salt itself says.
+    progress: str = field(repr=False)
+    seconds: float
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What it changed, by step: nothing when it was a no-op."""
+        return {name: step["changes"] for name, step in self.steps.items() if step.get("changes")}
+
+    @property
+    def told(self) -> str:
+        """What it says of the steps and states that did not succeed."""
+        bad = [
+            f"{name}: {step.get('comment')}"
+            for name, step in self.steps.items()
+            if not step["result"]
+        ]
+        bad += [
+            f"{host}: {state.get('name')}: {state.get('comment')}"
+            for _, host, state in self.states()
+            if state.get("result") is False
+        ]
+        return "\n".join(bad) if self.steps else self.stdout
+
+    def states(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Step, host and result of each state on a host that changed, or would change, something.
+
+        Salt puts what happened on the minions under a step's changes.
+        """
+        for name, step in self.steps.items():
+            minions = (step.get("changes") or {}).get("ret")
+            for host, states in (minions or {}).items():
+                if isinstance(states, Mapping):
+                    for state in states.values():
+                        yield name, host, state
+
+
+def parsed(code: int, stdout: str, stderr: str, seconds: float) -> Deployed:
+    """A deploy from what its command, with ``--out json``, printed."""
+    try:
+        data = json.loads(stdout)
+    except ValueError as err:
+        raise AssertionError(f"no JSON from the deploy:\n{stdout}\n{stderr}") from err
+    (found,) = data.get("data", data).values()
+    steps = found if isinstance(found, dict) else {}
+    return Deployed(
+        code, {key.split("_|-")[1]: step for key, step in steps.items()}, stdout, stderr, seconds
+    )
+
+
+def deploy(lab: Lab, *arguments: str) -> Deployed:
+    """Run ``salt-run state.orchestrate indigo.deploy`` to its end."""
+    started = time.monotonic()
+    done = lab.deploy(*arguments, "--out", "json", timeout=900)
+    return parsed(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
 def changes(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,38 +114,26 @@ def apply_all(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def deploy(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any], str]:
-    """``salt-run state.orchestrate indigo.deploy``: exit code, steps by their name, stderr."""
-    done = lab.deploy(*arguments, "--out", "json", timeout=900)
-    try:
-        data = json.loads(done.stdout)
-    except ValueError as err:
-        raise AssertionError(f"no JSON from the deploy:\n{done.stdout}\n{done.stderr}") from err
-    data = data.get("data", data)
-    (steps,) = [value for value in data.values() if isinstance(value, dict)]
-    return done.returncode, {key.split("_|-")[1]: step for key, step in steps.items()}, done.stderr
+# Health ------------------------------------------------------------------------------------------
 
 
-def step_changes(steps: Mapping[str, Any]) -> dict[str, Any]:
-    """What a deploy changed, by step: nothing when it was a no-op."""
-    return {name: step["changes"] for name, step in steps.items() if step.get("changes")}
+def status(lab: Lab) -> dict[str, Any]:
+    """``salt-run indigo.status`` as data, with its exit code as ``exit``."""
+    done = lab.salt_run("indigo.status", "--out", "json", timeout=120)
+    return {**json.loads(done.stdout), "exit": done.returncode}
 
 
-def told(steps: Mapping[str, Any]) -> str:
-    """Comments of the steps that did not succeed."""
-    return "\n".join(
-        f"{name}: {step.get('comment')}" for name, step in steps.items() if not step["result"]
-    )
+def well(lab: Lab, seconds: float = 90) -> None:
+    """Wait until the cluster's own status knows of no problem."""
+    found = until(lambda: (now := status(lab)) and (not now["problems"] and now), seconds)
+    assert found and found["exit"] == 0, status(lab)["problems"]
 
 
-def until(question: Callable[[], Any], seconds: float, interval: float = 0.5) -> Any:
-    """Ask until the answer is true; the last answer after the deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        answer = question()
-        if answer or time.monotonic() > deadline:
-            return answer
-        time.sleep(interval)
+def answering(lab: Lab, host: str, seconds: float = 60) -> None:
+    """Wait until a host's minion answers the Salt master."""
+    asked = ("--timeout=3", "--out=json", "--static", "--hide-timeout", host, "test.ping")
+    found = until(lambda: '"' + host + '": true' in lab.salt(*asked, timeout=60).stdout, seconds)
+    assert found, f"{host}: its minion does not answer"
 
 
 def kubectl(lab: Lab, *arguments: str, stdin: str | None = None) -> Any:
@@ -95,6 +141,16 @@ def kubectl(lab: Lab, *arguments: str, stdin: str | None = None) -> Any:
     done = lab.kubectl(*arguments, "-o", "json", stdin=stdin, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def ready_nodes(lab: Lab) -> set[str]:
+    """Names of the nodes that are Ready, through the VIP."""
+    return {
+        node["metadata"]["name"]
+        for node in kubectl(lab, "get", "nodes")["items"]
+        for condition in node["status"]["conditions"]
+        if condition["type"] == "Ready" and condition["status"] == "True"
+    }
 
 
 WEB = """

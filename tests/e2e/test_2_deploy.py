@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
-from cluster import WEB, apply_all, changes, deploy, kubectl, step_changes, told, until
+from cluster import WEB, apply_all, changes, deploy, kubectl, on_all, ready_nodes, status, until
 
 
 @pytest.mark.foundation
-def test_deploys_from_bare_hosts(lab):
-    code, steps, progress = deploy(lab)
-    assert code == 0, told(steps)
-    assert all(step["result"] for step in steps.values()), told(steps)
+def test_deploys_from_bare_hosts(lab, first_deploy, figure):
+    figure(f"deploy on {len(lab.hosts())} bare hosts: {first_deploy.seconds:.1f} s")
+    assert first_deploy.code == 0, first_deploy.told
+    assert all(step["result"] for step in first_deploy.steps.values()), first_deploy.told
+    assert first_deploy.changes
     # Live progress names hosts while the steps run.
-    assert "node3" in progress
+    for host in lab.hosts():
+        assert f" {host.name} done" in first_deploy.progress
 
 
 def test_nodes_are_ready(lab):
-    nodes = kubectl(lab, "get", "nodes")["items"]
-    ready = {
-        node["metadata"]["name"]
-        for node in nodes
-        for condition in node["status"]["conditions"]
-        if condition["type"] == "Ready" and condition["status"] == "True"
-    }
-    assert ready == {"node1", "node2", "node3"}
+    assert ready_nodes(lab) == {"node1", "node2", "node3"}
 
 
 def test_controllers_hold_their_leases(lab):
@@ -37,7 +32,8 @@ def test_controllers_hold_their_leases(lab):
 @pytest.fixture(scope="module")
 def pods(lab):
     """Three pods on three nodes: name to (address, node)."""
-    lab.kubectl("apply", "-f", "-", stdin=WEB)
+    done = lab.kubectl("apply", "-f", "-", stdin=WEB)
+    assert done.returncode == 0, done.stderr
 
     def running():
         items = kubectl(lab, "get", "pods", "-l", "app=web")["items"]
@@ -57,29 +53,44 @@ def test_replicas_spread_over_three_nodes(pods):
     assert {node for _, node in pods.values()} == {"node1", "node2", "node3"}
 
 
-def _urls(lab, pods):
-    service = kubectl(lab, "get", "service", "web")["spec"]["clusterIP"]
-    addresses = {f"http://{address}:8080/" for address, _ in pods.values()}
-    ports = {f"http://{host.address}:30080/" for host in lab.with_role("node")}
-    return addresses | {f"http://{service}/"} | ports
+# Asks every URL and prints what answered, or why nothing did. Python is on every host.
+_ASK = """
+import json, sys, urllib.request
+def ask(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).read().decode()
+    except OSError as err:
+        return f"{type(err).__name__}: {err}"
+print(json.dumps({url: ask(url) for url in sys.argv[1:]}))
+"""
+_ASK_IN_POD = 'for url; do echo "$url $(wget -T 5 -qO- "$url" 2>&1)"; done'
 
 
 def test_every_node_and_pod_reaches_pods_service_and_node_port(lab, pods):
-    failures = []
-    for url in sorted(_urls(lab, pods)):
-        for host in lab.with_role("node"):
-            # Python is on every host; what answers must be one of our pods.
-            script = (
-                f"import urllib.request as u; print(u.urlopen({url!r}, timeout=5).read().decode())"
-            )
-            done = lab.exec(host.name, ["python3", "-c", script], timeout=20)
-            if not any(name in done.stdout for name in pods):
-                failures.append(f"{host.name} -> {url}: {done.stdout}{done.stderr[-200:]}")
-        for pod in pods:
-            done = lab.kubectl("exec", pod, "--", "wget", "-T", "5", "-qO-", url, timeout=30)
-            if not any(name in done.stdout for name in pods):
-                failures.append(f"pod {pod} -> {url}: {done.stdout}{done.stderr}")
-    assert not failures, "\n".join(failures)
+    service = kubectl(lab, "get", "service", "web")["spec"]["clusterIP"]
+    urls = [f"http://{address}:8080/" for address, _ in pods.values()]
+    urls += [f"http://{host.address}:30080/" for host in lab.with_role("node")]
+    urls.append(f"http://{service}/")
+    answers = {}
+    for host in lab.with_role("node"):
+        done = lab.exec(host.name, ["python3", "-c", _ASK, *urls], timeout=90, check=True)
+        answers[host.name] = json.loads(done.stdout)
+    for pod in pods:
+        done = lab.kubectl("exec", pod, "--", "sh", "-c", _ASK_IN_POD, "ask", *urls, timeout=90)
+        assert done.returncode == 0, done.stderr
+        answers[pod] = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert all(set(found) == set(urls) for found in answers.values()), answers
+    # What answers must be one of our pods, not something else at that address.
+    wrong = [
+        f"{who} -> {url}: {answer}"
+        for who, found in answers.items()
+        for url, answer in found.items()
+        if answer.strip() not in pods
+    ]
+    assert not wrong, "\n".join(wrong)
+    by_address = {f"http://{address}:8080/": pod for pod, (address, _) in pods.items()}
+    for found in answers.values():
+        assert {url: found[url].strip() for url in by_address} == by_address
 
 
 def test_logs_and_exec_go_over_verified_tls(lab, pods):
@@ -88,10 +99,13 @@ def test_logs_and_exec_go_over_verified_tls(lab, pods):
         assert done.stdout.strip() == pod, done.stderr
         done = lab.kubectl("logs", pod, timeout=30)
         assert done.returncode == 0, done.stderr
-    # The API server verifies kubelets: the flag is what makes it so.
-    line = lab.exec("master1", ["cat", "/etc/systemd/system/kube-apiserver.service"]).stdout
-    assert "--kubelet-certificate-authority=/etc/kubernetes/pki/ca.crt" in line
-    # A kubelet answers nobody without a credential.
+    # The API server verifies kubelets: the flag is what makes it so, on each master as it runs.
+    for host in lab.with_role("master"):
+        line = lab.exec(
+            host.name, ["sh", "-c", "tr '\\0' '\\n' < /proc/$(pidof kube-apiserver)/cmdline"]
+        ).stdout.splitlines()
+        assert "--kubelet-certificate-authority=/etc/kubernetes/pki/ca.crt" in line
+    # A kubelet answers nobody without a credential, and its certificate verifies.
     probe = (
         "import ssl, urllib.request as u, urllib.error as e\n"
         "c = ssl.create_default_context(cafile='/etc/kubernetes/pki/ca.crt')\n"
@@ -102,18 +116,33 @@ def test_logs_and_exec_go_over_verified_tls(lab, pods):
 
 
 def test_status_is_well(lab):
-    done = lab.salt_run("indigo.status", "--out", "json")
-    data = json.loads(done.stdout)
-    assert data["problems"] == []
-    assert done.returncode == 0
-    assert len(data["vip"]["holders"]) == 1
-    assert len(data["etcd"]["members"]) == 3
+    found = status(lab)
+    assert found["problems"] == []
+    assert found["exit"] == 0
+    assert len(found["vip"]["holders"]) == 1
+    assert len(found["etcd"]["members"]) == 3
 
 
-def test_a_second_deploy_changes_nothing(lab):
-    code, steps, _ = deploy(lab)
-    assert code == 0, told(steps)
-    assert step_changes(steps) == {}
+def _started(lab):
+    """When each unit of ours started, by host: nothing restarts without a reason."""
+    show = ["systemctl", "show", "--property=Id,ActiveEnterTimestampMonotonic", "*.service"]
+    return on_all(
+        lab,
+        lambda host: {
+            block
+            for block in lab.exec(host, show, check=True).stdout.split("\n\n")
+            if any(name in block for name in ("kube", "etcd", "haproxy", "keepal", "containerd"))
+        },
+    )
+
+
+def test_a_second_deploy_changes_nothing(lab, figure):
+    before = _started(lab)
+    done = deploy(lab)
+    figure(f"second deploy on {len(lab.hosts())} hosts: {done.seconds:.1f} s")
+    assert done.code == 0, done.told
+    assert done.changes == {}
+    assert _started(lab) == before
 
 
 def test_state_apply_on_all_hosts_changes_nothing(lab):
