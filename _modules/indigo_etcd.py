@@ -24,8 +24,6 @@ try:
 except ImportError:  # the pure functions are of use without Salt
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__pillar__: dict[str, Any] = {}
 
 #: What a member answers at /health when it takes part in a quorum.
 HEALTHY = '"health":"true"'

@@ -21,7 +21,6 @@ try:
 except ImportError:  # the pure functions are of use without Salt
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
 
 #: As much of an answer as a person wants to read in an error.
 BODY_LIMIT = 2000

@@ -21,8 +21,6 @@ try:
 except ImportError:  # the pure functions are of use without Salt
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__opts__: dict[str, Any] = {}
 
 RECORDS = Path("/var/lib/indigo/images")
 

@@ -30,7 +30,8 @@ def code_digest(folders: Iterable[str]) -> str:
         folders: Folders of execution and state modules, in the order of :data:`KINDS`.
 
     Returns:
-        SHA-256 in hex over the relative paths and contents of ``indigo*`` Python files.
+        SHA-256 in hex over the names and contents of the files ``indigo*.py``. The model, a
+        package, is not among them: minions do not have it.
 
     CLI Example:
 
@@ -41,10 +42,9 @@ def code_digest(folders: Iterable[str]) -> str:
     total = hashlib.sha256()
     for kind, folder in zip(KINDS, folders, strict=True):
         root = Path(folder)
-        found = [*root.glob("indigo*.py"), *root.glob("indigo*/*.py")]
-        for path in sorted(found, key=lambda p: p.relative_to(root).as_posix()):
+        for path in sorted(root.glob("indigo*.py")):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-            total.update(f"{kind}/{path.relative_to(root).as_posix()} {content}\n".encode())
+            total.update(f"{kind}/{path.name} {content}\n".encode())
     return total.hexdigest()
 
 

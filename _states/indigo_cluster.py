@@ -20,6 +20,9 @@ from salt.exceptions import CommandExecutionError, SaltClientError
 
 log = logging.getLogger(__name__)
 
+#: What brings a minion this project's modules and its current pillar.
+REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pillar")
+
 #: Seconds for an answer that needs no waiting for a service.
 ANSWER = 20
 
@@ -226,13 +229,11 @@ def _current_facts(plan: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     folders = [__opts__["module_dirs"][0], __opts__["states_dirs"][0]]
     code = __salt__["indigo_preflight.code_digest"](folders)
     old_code, old_pillar = stale(plan, facts, code)
-    if old_code:
-        _ask(old_code, "saltutil.sync_modules", timeout=120)
-        _ask(old_code, "saltutil.sync_states", timeout=120)
-    if old_pillar:
-        _ask(old_pillar, "saltutil.refresh_pillar", kwarg={"wait": True}, timeout=60)
-    if old_code or old_pillar:
-        facts.update(_ask(sorted({*old_code, *old_pillar}), "indigo_preflight.facts"))
+    behind = sorted({*old_code, *old_pillar})
+    if behind:
+        # One job brings all: what costs is the start of a job on every host, not its functions.
+        _ask(behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=120)
+        facts.update(_ask(behind, "indigo_preflight.facts"))
     errors = [
         f"{id_}: {answer}; see /var/log/salt/minion there"
         for id_, answer in facts.items()
@@ -243,17 +244,26 @@ def _current_facts(plan: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _ask(
     hosts: Iterable[str],
-    function: str,
+    function: str | Iterable[str],
     kwarg: Mapping[str, Any] | None = None,
+    arg: Iterable[Any] = (),
     timeout: float = ANSWER,
 ) -> dict[str, Any]:
-    """Answers by minion id; a minion that did not answer is missing."""
+    """Answers by minion id; a minion that did not answer is missing.
+
+    Several functions run as one job, with a list of arguments each in ``arg``.
+    """
     hosts = list(hosts)
     if not hosts:
         return {}
     try:
         answers = __salt__["saltutil.cmd"](
-            hosts, function, tgt_type="list", timeout=timeout, kwarg=dict(kwarg or {})
+            hosts,
+            function if isinstance(function, str) else list(function),
+            arg=list(arg),
+            tgt_type="list",
+            timeout=timeout,
+            kwarg=dict(kwarg or {}),
         )
     except SaltClientError as err:
         raise CommandExecutionError(
@@ -301,7 +311,8 @@ def describe(event: Mapping[str, Any], jobs: dict[str, dict[str, Any]]) -> str |
     parts = event.get("tag", "").split("/")
     if len(parts) < 4 or parts[:2] != ["salt", "job"]:
         return None
-    if not data.get("fun", "").startswith("state."):
+    # A job of several functions has a list of them.
+    if not str(data.get("fun", "")).startswith("state."):
         return None
     job = jobs.setdefault(parts[2], {"expected": 0, "done": 0})
     if parts[3] == "new":

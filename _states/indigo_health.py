@@ -11,8 +11,6 @@ try:
 except ImportError:
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__opts__: dict[str, Any] = {}
 
 #: A process of this age in seconds has got past the failures of its start.
 SETTLED = 5.0

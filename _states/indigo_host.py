@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__opts__: dict[str, Any] = {}
-
 PROC = Path("/proc/sys")
 
 

@@ -11,8 +11,6 @@ try:
 except ImportError:
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__opts__: dict[str, Any] = {}
 
 #: Seconds that a running kubelet may take until containerd has its CNI configuration.
 PATIENCE = 60.0

@@ -10,9 +10,6 @@ try:
 except ImportError:
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__opts__: dict[str, Any] = {}
-
 
 def __virtual__() -> bool | tuple[bool, str]:
     if "indigo_object.apply" not in __salt__:

@@ -15,8 +15,6 @@ try:
 except ImportError:
     CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
 
-__salt__: dict[str, Any] = {}
-__opts__: dict[str, Any] = {}
 __running__: dict[str, Any] = {}
 
 #: ``UnitFileState`` values that need no ``systemctl enable``.
