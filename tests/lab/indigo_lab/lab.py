@@ -293,6 +293,7 @@ class Lab:
         arch = debian.architecture()
         disk = rootfs.bare(arch)
         packages = self._repository(disk)
+        keep = {disk, rootfs.prepared_path(disk, packages)}
         if wanted.prepared:
             disk = rootfs.prepared(disk, packages)
         venv = saltenv.environment()
@@ -313,6 +314,7 @@ class Lab:
         now.venv = before.venv if before else str(venv)
         now.site = before.site if before else ""
         now.save()
+        rootfs.prune({*keep, Path(now.rootfs)})
         self._write_site(now, docroot.published)
         new_config = saltenv.master_files(self._etc("salt"))
         self._provision(hosts)

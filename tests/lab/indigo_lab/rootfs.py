@@ -162,8 +162,7 @@ def _finish(root: Path, key: Path) -> None:
 
 def prepared(base: Path, packages: list[Path]) -> Path:
     """The rootfs of a prepared host: the bare one with the cluster's packages, services off."""
-    name = digest(base.name, *[package.name for package in packages])
-    target = cache("rootfs", f"prepared-{name}")
+    target = prepared_path(base, packages)
     if target.is_dir():
         return target
     say("rootfs: add the packages of a prepared host")
@@ -190,3 +189,17 @@ def prepared(base: Path, packages: list[Path]) -> Path:
             stale.unlink()
     work.rename(target)
     return target
+
+
+def prepared_path(base: Path, packages: list[Path]) -> Path:
+    """Where the rootfs of a prepared host lies, built or not."""
+    name = digest(base.name, *[package.name for package in packages])
+    return cache("rootfs", f"prepared-{name}")
+
+
+def prune(keep: set[Path]) -> None:
+    """Remove the rootfs folders of earlier versions of the lab from the cache."""
+    for folder in cache("rootfs").iterdir():
+        if folder not in keep:
+            say(f"rootfs: remove the outdated {folder.name}")
+            remove_tree(folder)
