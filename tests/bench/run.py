@@ -82,6 +82,15 @@ def nodes_ready(lab: Lab, count: int) -> bool:
 # The floor --------------------------------------------------------------------------------
 
 
+def _reset(lab: Lab, host: Host, cluster: str) -> None:
+    """Stop everything on a host and remove its data; etcd may form a new cluster there."""
+    script = RESET
+    if "etcd" in host.roles:
+        initial = f"ETCD_INITIAL_CLUSTER_STATE=new\\nETCD_INITIAL_CLUSTER={cluster}\\n"
+        script += f"printf '{initial}' > /etc/etcd/initial.env\n"
+    lab.exec(host.name, ["sh", "-c", script], timeout=120, check=True)
+
+
 def _start(lab: Lab, host: str, *units: str) -> None:
     lab.exec(host, ["systemctl", "start", "--no-block", *units], check=True)
 
@@ -120,7 +129,9 @@ def floor(lab: Lab) -> float:
     ready; done when the API shows every node ready through the VIP.
     """
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda h: lab.exec(h.name, ["sh", "-c", RESET], timeout=120), lab.hosts()))
+        members = lab.with_role("etcd")
+        cluster = ",".join(f"{h.name}=https://{h.address}:2380" for h in members)
+        list(pool.map(lambda h: _reset(lab, h, cluster), lab.hosts()))
         nodes = lab.with_role("node")
         started = time.monotonic()
         jobs = [pool.submit(_start, lab, h.name, "etcd") for h in lab.with_role("etcd")]
@@ -130,7 +141,7 @@ def floor(lab: Lab) -> float:
         jobs += [
             pool.submit(_start, lab, h.name, "containerd", "kubelet", "kube-proxy") for h in nodes
         ]
-        member = lab.with_role("etcd")[0]
+        member = members[0]
         pki = "/etc/etcd/pki"
         _poll(
             lambda: _answers(
