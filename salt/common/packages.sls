@@ -6,7 +6,7 @@
 
 # One transaction for all of them; the package index is fetched only when one is missing.
 The host's packages are installed:
-  pkg.installed:
+  indigo_package.installed:
     - pkgs: {{ names | unique | sort | tojson }}
 {%- if grains.os_family == 'Debian' %}
     - install_recommends: False

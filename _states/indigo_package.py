@@ -1,0 +1,70 @@
+"""Packages of the operating system, installed in one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+
+def __virtual__() -> str:
+    return "indigo_package"
+
+
+def installed(
+    name: str, pkgs: Iterable[str], install_recommends: bool | None = None
+) -> dict[str, Any]:
+    """These packages are installed, and no installation is left half done.
+
+    The package index is fetched only when something is to be installed.
+
+    Args:
+        name: A plain English sentence.
+        pkgs: Names of packages, without versions.
+        install_recommends: apt only: whether recommended packages come as well.
+
+    Returns:
+        A state's result; ``changes`` as ``pkg.install`` has it: package to old and new version.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The host's packages are installed:
+          indigo_package.installed:
+            - pkgs: [haproxy, keepalived]
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    wanted = sorted(set(pkgs))
+    try:
+        broken = __salt__["indigo_package.unfinished"]()
+        missing = __salt__["indigo_package.lacking"](wanted)
+        if not broken and not missing:
+            ret["comment"] = f"{len(wanted)} packages are installed"
+            return ret
+        if __opts__["test"]:
+            would = [f"{', '.join(missing)} would be installed"] if missing else []
+            would += [f"{one}: that would be finished" for one in broken]
+            ret["result"] = None
+            ret["comment"] = "; ".join(would)
+            ret["changes"] = {one: {"old": "", "new": "installed"} for one in missing}
+            return ret
+        if broken:
+            __salt__["indigo_package.finish"]()
+            ret["changes"] = {"an installation that was broken off": {"old": broken, "new": "done"}}
+        if missing := __salt__["indigo_package.lacking"](wanted):
+            options = (
+                {} if install_recommends is None else {"install_recommends": install_recommends}
+            )
+            ret["changes"] |= __salt__["pkg.install"](pkgs=missing, refresh=True, **options)
+        if missing := __salt__["indigo_package.lacking"](wanted):
+            raise CommandExecutionError(
+                f"{', '.join(missing)}: still missing after the installation; see "
+                "/var/log/apt/term.log or the package manager's own log there"
+            )
+    except CommandExecutionError as error:
+        ret.update(result=False, comment=f"Packages cannot be installed: {error}")
+        return ret
+    ret["comment"] = "Packages were installed"
+    return ret
