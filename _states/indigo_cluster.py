@@ -23,8 +23,9 @@ log = logging.getLogger(__name__)
 #: What brings a minion this project's modules and its current pillar.
 REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pillar")
 
-#: Seconds for an answer that needs no waiting for a service.
-ANSWER = 20
+#: Seconds after which Salt asks hosts that have not answered whether they are still at work. Those
+#: that say so are waited for; those that say nothing either (gather_job_timeout) are lost.
+ANSWER = 5
 
 
 def __virtual__() -> str | tuple[bool, str]:
