@@ -15,8 +15,8 @@ Answer = TypeVar("Answer")
 
 
 def on_all(lab: Lab, ask: Callable[[str], Answer]) -> dict[str, Answer]:
-    """Ask something of every host, a few at the same time."""
-    names = [host.name for host in lab.hosts()]
+    """Ask something of every host that has power, a few at the same time."""
+    names = [name for name, power in lab.powered().items() if power]
     with ThreadPoolExecutor(3) as pool:
         return dict(zip(names, pool.map(ask, names), strict=True))
 
