@@ -59,10 +59,11 @@ class Run:
         found = []
         for name in os.listdir("/proc"):
             try:
-                words = Path("/proc", name, "cmdline").read_bytes().split(b"\0")
+                words = Path("/proc", name, "cmdline").read_bytes().replace(b"\0", b" ")
             except OSError:
                 continue
-            if len(words) > 3 and words[1].endswith(b"/salt-run") and b"indigo.deploy" in words:
+            # Salt gives its processes a title; the path is there before and after.
+            if b"/salt-run state.orchestrate indigo.deploy" in words:
                 found.append(int(name))
         return found
 
@@ -85,9 +86,11 @@ class Run:
 
     def kill(self) -> None:
         """SIGKILL for salt-run, and nothing else."""
-        for pid in self.pids():
+        pids = self.pids()
+        assert pids
+        for pid in pids:
             os.kill(pid, signal.SIGKILL)
-        assert self._process.wait(timeout=30) != 0
+        assert self._process.wait(timeout=30) == 128 + signal.SIGKILL
 
     def end(self) -> Deployed:
         """Wait for its own end."""
