@@ -237,6 +237,15 @@ def _read_stamp(name: str) -> dict[str, Any]:
     return stamp if isinstance(stamp, dict) else {}
 
 
+def stamped(name: str) -> bool:
+    """Whether a unit was started, or found good, by these states since the host booted.
+
+    Example:
+        ``salt-call indigo_service.stamped haproxy``
+    """
+    return bool(_read_stamp(name))
+
+
 def record(name: str, prints: Mapping[str, str]) -> None:
     """Remember what the running invocation of a unit was started with.
 
@@ -330,8 +339,11 @@ def restart(name: str, files: Iterable[str] = (), wait: bool = True) -> None:
     record(name, prints)
 
 
-def _await_invocation(name: str, old: str, seconds: float = 10) -> None:
-    """Wait until a queued start has begun, so that the stamp names the new invocation."""
+def _await_invocation(name: str, old: str, seconds: float = 45) -> None:
+    """Wait until a queued start has begun, so that the stamp names the new invocation.
+
+    The old process may take as long to stop as its unit's TimeoutStopSec allows.
+    """
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         now = show(name).get("InvocationID", "")
@@ -357,6 +369,38 @@ def reload_(name: str, files: Iterable[str] = ()) -> None:
             f"Look at: journalctl -u {name} -n 50"
         )
     record(name, prints)
+
+
+def pause(name: str) -> None:
+    """Stop a unit for a moment: it still starts at boot, and keeps its stamp.
+
+    Raises:
+        CommandExecutionError: The unit does not stop.
+
+    Example:
+        ``salt-call indigo_service.pause keepalived``
+    """
+    _do("stop", name)
+
+
+def resume(name: str) -> None:
+    """Start a unit that was paused. What changed meanwhile counts as known to the new process.
+
+    Raises:
+        CommandExecutionError: The unit does not start.
+
+    Example:
+        ``salt-call indigo_service.resume keepalived``
+    """
+    _do("start", name)
+
+
+def _do(verb: str, name: str) -> None:
+    code, _, err = _systemctl(verb, _unit(name))
+    if code:
+        raise CommandExecutionError(
+            f"{name}: systemctl {verb} failed: {err.strip()} Look at: journalctl -u {name} -n 50"
+        )
 
 
 def stop(name: str) -> None:

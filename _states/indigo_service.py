@@ -7,7 +7,7 @@ the running process with the files, so that any later run brings the unit up to 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 try:
@@ -43,6 +43,7 @@ def running(
     reload: bool = False,
     enable: bool = True,
     wait: bool = True,
+    tier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A unit is enabled and runs with its files as they are on disk now.
 
@@ -54,6 +55,9 @@ def running(
         reload: Reload instead of restart when only ``files`` changed.
         enable: Start it at boot.
         wait: Wait for systemd to call the start complete; see ``indigo_service.restart``.
+        tier: Members on other hosts, see ``indigo_rolling``: where given, a restart waits for its
+            turn and for the others to serve, and ends when the unit serves again. A first start and
+            a reload do not, for they take nothing away.
 
     Returns:
         A state result. ``changes`` has ``enabled``, ``started``, ``restarted`` or ``reloaded``.
@@ -105,12 +109,18 @@ def running(
             if not test:
                 __salt__["indigo_service.adopt"](name, files)
             return {**ret, "comment": f"{name} runs with its present configuration"}
+        rolling = tier if tier and "restarted" in changes else None
         if test:
-            return {**ret, "result": None, "changes": changes, "comment": _told(name, changes)}
+            told = _told(name, changes)
+            if rolling:
+                told += f", {__salt__['indigo_rolling.describe'](rolling)}"
+            return {**ret, "result": None, "changes": changes, "comment": told}
 
         if "enabled" in changes:
             __salt__["indigo_service.enable"](name)
             ret["changes"]["enabled"] = True
+        if rolling:
+            return _rolled(ret, name, files, rolling, wait, changes)
         if "started" in changes or "restarted" in changes:
             __salt__["indigo_service.restart"](name, files, wait)
         elif "reloaded" in changes:
@@ -129,6 +139,23 @@ def running(
     ret["changes"] = changes
     ret["comment"] = _told(name, changes, done=True)
     return ret
+
+
+def _rolled(
+    ret: dict[str, Any],
+    name: str,
+    files: list[str],
+    tier: Mapping[str, Any],
+    wait: bool,
+    changes: dict[str, Any],
+) -> dict[str, Any]:
+    """Restart when the tier allows it; the result says the sum that it rested on."""
+    found = __salt__["indigo_rolling.restart"](name, files, tier, wait=wait)
+    if found["restarted"]:
+        ret["changes"]["restarted"] = changes["restarted"]
+        done = _told(name, ret["changes"], done=True)
+        return {**ret, "result": found["ok"], "comment": f"{done}: {found['comment']}"}
+    return {**ret, "result": found["ok"], "comment": found["comment"]}
 
 
 def _unusable(name: str, unit: dict[str, str], test: bool) -> str:
