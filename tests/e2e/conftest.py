@@ -9,6 +9,7 @@ look at them before anything is deployed, ``test_2_*`` deploy, what follows work
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import time
@@ -23,6 +24,9 @@ from cluster import Deployed, deploy
 from indigo_lab.lab import Lab, Options
 from witness import Witness
 
+#: One session of tests at a time may use the one lab of this machine.
+CLAIM = "/run/lock/indigo-lab-tests"
+
 KEEP = bool(os.environ.get("INDIGO_KEEP_LAB"))
 
 FIGURES = pytest.StashKey[list[str]]()
@@ -32,6 +36,19 @@ class Stage:
     """The one lab of this machine, and what happened on it."""
 
     def __init__(self) -> None:
+        self._claim = open(CLAIM, "a+", encoding="utf-8")  # noqa: SIM115 - held until the end
+        try:
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._claim.seek(0)
+            pytest.exit(
+                f"the lab is in use by the tests of process {self._claim.read().strip()} "
+                f"({CLAIM}): wait for them to end",
+                returncode=2,
+            )
+        self._claim.truncate(0)
+        self._claim.write(str(os.getpid()))
+        self._claim.flush()
         self.lab = Lab()
         self.profile: str | None = None
         #: Test on which all later ones on this lab stand, if it failed: they could only fail too.
