@@ -233,7 +233,7 @@ def _current_facts(plan: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     behind = sorted({*old_code, *old_pillar})
     if behind:
         # One job brings all: what costs is the start of a job on every host, not its functions.
-        _ask(behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=120)
+        _ask(behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=15)
         facts.update(_ask(behind, "indigo_preflight.facts"))
     errors = [
         f"{id_}: {answer}; see /var/log/salt/minion there"
