@@ -146,7 +146,6 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
                 [master],
                 "indigo_kube.wait_ready",
                 kwarg={"names": nodes, "timeout": timeout},
-                timeout=timeout + ANSWER,
             ).get(master)
         except CommandExecutionError as err:
             answer = str(err)
