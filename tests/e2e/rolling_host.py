@@ -55,6 +55,19 @@ def modules(settings: dict[str, Any]) -> Any:
         load("_modules", name) for name in ("indigo_service", "indigo_health", "indigo_rolling")
     )
     state = load("_states", "indigo_service")
+    unit = Unit(folder)
+
+    def systemctl(*arguments: str, timeout: float = 0) -> tuple[int, str, str]:
+        if "restart" in arguments:
+            note(settings, "stops")
+        return unit(*arguments, timeout=timeout)
+
+    def wait_unit(*arguments: Any, **checks: Any) -> dict[str, Any]:
+        found = health.wait_unit(*arguments, **checks)
+        if found["ok"]:
+            note(settings, "serves")
+        return found
+
     functions = {
         **{
             f"indigo_service.{name}": getattr(service, name)
@@ -62,12 +75,12 @@ def modules(settings: dict[str, Any]) -> Any:
         },
         "indigo_service.daemon_reload": service.daemon_reload,
         "indigo_health.check": health.check,
-        "indigo_health.wait_unit": health.wait_unit,
+        "indigo_health.wait_unit": wait_unit,
         "indigo_host.holds": lambda _: False,
         "indigo_rolling.restart": functools.partial(rolling.restart, **settings["limits"]),
         "indigo_rolling.describe": rolling.describe,
     }
-    service._systemctl = Unit(folder)
+    service._systemctl = systemctl
     service.STAMPS = folder / "run"
     service.UNITS = folder / "etc"
     for module in (service, health, rolling, state):
