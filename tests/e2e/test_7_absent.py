@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import pytest
 import yaml
 from cluster import changes, deploy, ready_nodes, well
-from indigo_lab.base import cache
+from indigo_lab.base import cache, sha256
 
 PROFILE = "single"
 HOST = "salt"
@@ -18,7 +18,8 @@ HOST = "salt"
 OURS = {
     "node": (
         ("kubelet", "kube-proxy", "containerd"),
-        "/etc/kubernetes/kube* /etc/kubernetes/tokens/kube* /etc/kubernetes/pki/kubelet.* "
+        "/etc/kubernetes/kube* /etc/kubernetes/tokens/kubelet /etc/kubernetes/tokens/kube-proxy "
+        "/etc/kubernetes/pki/kubelet.* "
         "/etc/containerd /etc/cni/net.d/* /var/lib/containerd/* /var/lib/kubelet/* /var/lib/cni",
     ),
     "master": (
@@ -38,13 +39,14 @@ def listed(lab, pattern):
 
 
 def units(lab, names):
-    """Those of the units that systemd knows of, with their state."""
-    found = {}
+    """Those of the units that are not plainly stopped, or whose file of ours is there."""
+    found = set()
     for name in names:
-        show = ["systemctl", "show", "-P", "LoadState", "-P", "ActiveState", f"{name}.service"]
-        load, active = lab.exec(HOST, show, check=True).stdout.split()
-        if load != "not-found" or active != "inactive":
-            found[name] = (load, active)
+        # A removed package may leave an init script, which systemd knows as a unit.
+        show = ["systemctl", "show", "--property=ActiveState", f"{name}.service"]
+        stopped = lab.exec(HOST, show, check=True).stdout.strip() == "ActiveState=inactive"
+        if not stopped or listed(lab, f"/etc/systemd/system/{name}.service"):
+            found.add(name)
     return found
 
 
@@ -63,7 +65,7 @@ def _deployed(lab):
 @pytest.mark.parametrize("role", OURS)
 def test_the_inverse_of_a_role_leaves_nothing_of_it(lab, role):
     names, pattern = OURS[role]
-    assert set(units(lab, names)) == set(names)
+    assert units(lab, names) == set(names)
     assert listed(lab, pattern)
     # It says first what it would do, and does nothing.
     before = listed(lab, pattern)
@@ -73,7 +75,7 @@ def test_the_inverse_of_a_role_leaves_nothing_of_it(lab, role):
     assert listed(lab, pattern) == before
     code, result = applied(lab, f"{role}.absent")
     assert code == 0, changes(result)
-    assert units(lab, names) == {}
+    assert units(lab, names) == set()
     assert listed(lab, pattern) == []
     code, result = applied(lab, f"{role}.absent")
     assert (code, changes(result)) == (0, {})
@@ -125,13 +127,12 @@ def test_a_binary_with_a_wrong_checksum_is_never_installed(lab):
     url = next(word for word in told.split() if word.startswith("http"))
     assert urlparse(url).path.endswith("/kubelet")
     # Not under any name, in any folder, also not in a cache.
-    (served,) = [path for path in cache("www").rglob("kubelet") if path.is_file()]
-    size = served.stat().st_size
-    assert hashlib.sha256(served.read_bytes()).hexdigest() == real
+    served = [path for path in cache("www").rglob("kubelet") if sha256(path) == real]
+    size = served[0].stat().st_size
     find = f"find / /run /tmp /var/lib/containerd /var/lib/kubelet -xdev -type f -size {size}c"
     for host in lab.hosts():
         assert lab.exec(host.name, find.split(), check=True).stdout == ""
-    assert units(lab, ["kubelet"]).get("kubelet", ("", "inactive"))[1] != "active"
+    assert listed(lab, "/opt/indigo/*kubelet*") == []
 
 
 def test_with_the_right_checksum_the_deploy_goes_on(lab, figure):
