@@ -110,8 +110,15 @@ def changes(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply_all(lab: Lab, *arguments: str) -> tuple[int, dict[str, Any]]:
     """``salt '*' state.apply``: exit code and each minion's states."""
-    done = lab.salt("*", "state.apply", *arguments, "--out", "json", "--static", timeout=600)
-    return done.returncode, json.loads(done.stdout)
+    # Not --static: with it the exit code is 0 whatever the states said. So a document a minion.
+    done = lab.salt("*", "state.apply", *arguments, "--out", "json", timeout=600)
+    found: dict[str, Any] = {}
+    text, decoder = done.stdout.strip(), json.JSONDecoder()
+    while text:
+        document, end = decoder.raw_decode(text)
+        found |= document
+        text = text[end:].lstrip()
+    return done.returncode, found
 
 
 # Health ------------------------------------------------------------------------------------------

@@ -52,7 +52,8 @@ def units(lab, names):
 
 def applied(lab, sls, *arguments):
     """``salt HOST state.apply``: whether it succeeded, and its states."""
-    done = lab.salt(HOST, "state.apply", sls, *arguments, "--out=json", "--static", timeout=300)
+    # Not --static: with it the exit code is 0 whatever the states said.
+    done = lab.salt(HOST, "state.apply", sls, *arguments, "--out=json", timeout=300)
     return done.returncode, json.loads(done.stdout)[HOST]
 
 

@@ -530,10 +530,11 @@ exec "$program" --kubeconfig /etc/kubernetes/admin.kubeconfig "$@"
 
 def machine_is_clean() -> list[str]:
     """What of a lab is left on the machine; empty after `down`."""
-    left = [f"guest {name}" for name in engine.guests()]
+    left = [str(state())] if state().exists() else []
+    left += [f"guest {name}" for name in engine.guests()]
+    if not left:
+        remove_tree(state())  # podman's configuration, which the question itself needs
     for net in (topology.SERVICES, topology.PODS):
         if run(["ip", "route", "show", "type", "blackhole", net]).stdout.strip():
             left.append(f"route {net}")
-    if state().exists():
-        left.append(str(state()))
     return left
