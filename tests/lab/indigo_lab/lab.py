@@ -19,12 +19,13 @@ from .base import REPO, LabError, cache, locked, remove_tree, run, say, state, w
 from .rootfs import VENV
 from .topology import MIRROR, Host
 
-# What kubelets (the first three) and podman's networks write on the machine.
+# What kubelets (the first three), podman's networks and the lab itself write on the machine.
 SYSCTLS = (
     "kernel.panic",
     "kernel.panic_on_oops",
     "vm.overcommit_memory",
     "net.ipv4.ip_forward",
+    "fs.inotify.max_user_instances",
 )
 _MIRROR = "mirror"
 _AT_ONCE = 4  # guests created or started at the same time: podman keeps two cores busy
@@ -314,6 +315,9 @@ class Lab:
         now.venv = before.venv if before else str(venv)
         now.site = before.site if before else ""
         now.save()
+        # All guests share root's count of inotify instances, and every systemd, containerd, kubelet
+        # and kube-proxy takes some: with the usual 128 the ninth node or so has none left.
+        Path("/proc/sys/fs/inotify/max_user_instances").write_text("8192")
         rootfs.prune({*keep, Path(now.rootfs)})
         self._write_site(now, docroot.published)
         new_config = saltenv.master_files(self._etc("salt"))
