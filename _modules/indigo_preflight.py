@@ -48,11 +48,25 @@ def code_digest(folders: Iterable[str]) -> str:
     return total.hexdigest()
 
 
+def code() -> str:
+    """Fingerprint of the extension modules that this minion has, see :func:`code_digest`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' indigo_preflight.code
+    """
+    extmods = __opts__["extension_modules"]
+    return code_digest(os.path.join(extmods, kind) for kind in KINDS)
+
+
 def facts() -> dict[str, Any]:
     """What preflight compares with the declared cluster.
 
     Returns:
         ``code`` and ``pillar`` (fingerprints that tell whether this minion is up to date),
+        ``differs`` (why it is not as the last deploy left it, empty when it is),
         ``interfaces`` (name to list of ``address/prefix``), ``init``, ``arch``, ``os``
         (family, name, major release), ``free_mb`` (folder to MiB), ``time`` (Unix seconds)
         and ``etcd`` (only on etcd hosts whose pillar is current).
@@ -63,11 +77,11 @@ def facts() -> dict[str, Any]:
 
         salt '*' indigo_preflight.facts
     """
-    extmods = __opts__["extension_modules"]
     view = __pillar__.get("indigo", {})
     found: dict[str, Any] = {
-        "code": code_digest(os.path.join(extmods, kind) for kind in KINDS),
-        "pillar": _pillar_digest(),
+        "code": code(),
+        "pillar": pillar_digest(),
+        "differs": __salt__["indigo_deployed.differs"](),
         "interfaces": {
             name: [
                 f"{entry['address']}/{_prefix(entry['netmask'])}"
@@ -91,7 +105,15 @@ def facts() -> dict[str, Any]:
     return found
 
 
-def _pillar_digest() -> str:
+def pillar_digest() -> str:
+    """Fingerprint of this minion's pillar, as far as it is this project's.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' indigo_preflight.pillar_digest
+    """
     # The same canonical form as indigo_model.derive.digest, which the master compares with.
     ours = {
         key: __pillar__[key] for key in ("indigo", "x509_signing_policies") if key in __pillar__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -19,6 +19,18 @@ UNITS: Mapping[str, tuple[str, ...]] = {
 
 def __virtual__() -> str:
     return "indigo_status"
+
+
+def units(roles: Iterable[str]) -> list[str]:
+    """Units that a host of these roles runs.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt lb1 indigo_status.units '[lb]'
+    """
+    return [unit for role in roles for unit in UNITS.get(role, ())]
 
 
 def report(kubernetes: bool = False) -> dict[str, Any]:
@@ -42,9 +54,8 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
     """
     view = __pillar__.get("indigo", {})
     roles = view.get("roles", [])
-    units = [unit for role in roles for unit in UNITS[role]]
     found: dict[str, Any] = {
-        "units": {unit: __salt__["indigo_service.active"](unit) for unit in units},
+        "units": {unit: __salt__["indigo_service.active"](unit) for unit in units(roles)},
         "certificates": _tried(__salt__["indigo_pki.status"]),
     }
     if "lb" in roles:

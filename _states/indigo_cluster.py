@@ -28,6 +28,10 @@ REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pi
 ANSWER = 5
 
 
+#: Where preflight leaves, for a later step of the same run, why hosts are not as deployed.
+DIFFERS = "indigo_cluster.differs"
+
+
 def __virtual__() -> str | tuple[bool, str]:
     if "indigo_model.plan" not in __salt__:
         return False, "indigo_cluster runs in orchestrations on the Salt master, with the model"
@@ -70,6 +74,7 @@ def preflight(name: str) -> dict[str, Any]:
     ]
     if problems:
         return _failed(name, "Hosts are not ready", problems)
+    __context__[DIFFERS] = {id_: str(fact.get("differs", "")) for id_, fact in facts.items()}
     return {
         "name": name,
         "result": True,
@@ -120,6 +125,65 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
         )
     ret["comment"] = f"{', '.join(needing)} may form a new etcd cluster"
     return ret
+
+
+def hosts_run(name: str, sls: str, everywhere: bool = False) -> dict[str, Any]:
+    """Run an SLS at once on the hosts that are not as the last successful deploy left them.
+
+    Which these are preflight has found out, and the replication of tokens adds those that it gave
+    something. The others are left alone, so that a change costs what it concerns. A step that runs
+    without those two takes all hosts.
+
+    Args:
+        name: What the step says of itself.
+        sls: What runs there, by ``salt.state``.
+        everywhere: Take all hosts.
+
+    Returns:
+        The result of ``salt.state``, or of nothing to do.
+
+    Example:
+
+    .. code-block:: yaml
+
+        Every host runs its roles:
+          indigo_cluster.hosts_run:
+            - sls: indigo.host
+    """
+    declared = list(__salt__["indigo_model.plan"]()["hosts"])
+    hosts = declared
+    if not everywhere and DIFFERS in __context__:
+        hosts = to_run(declared, __context__[DIFFERS], __context__.get("indigo_tokens.changed", ()))
+    if not hosts:
+        return {
+            "name": name,
+            "result": True,
+            "changes": {},
+            "comment": f"All {len(declared)} hosts are as the last deploy left them",
+        }
+    ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls=sls, queue=True)
+    if len(hosts) < len(declared):
+        ret["comment"] = f"On {len(hosts)} of {len(declared)} hosts. {ret['comment']}"
+    return ret
+
+
+def to_run(
+    declared: Iterable[str], differs: Mapping[str, str], given: Iterable[str] = ()
+) -> list[str]:
+    """Hosts on which something is to be done, in the declared order.
+
+    Args:
+        declared: Ids of all hosts.
+        differs: By id, why a host is not as deployed; empty when it is. A host that is missing
+            is taken.
+        given: Ids of hosts that were given tokens since.
+
+    Example:
+        >>> to_run(["a", "b", "c", "d"], {"a": "", "b": "it was never deployed", "c": ""}, ["c"])
+        ['b', 'c', 'd']
+    """
+    given = set(given)
+    return [id_ for id_ in declared if differs.get(id_, "unknown") or id_ in given]
 
 
 def whole(name: str, timeout: float = 180) -> dict[str, Any]:

@@ -170,6 +170,8 @@ def replicated(name: str, force: bool = False, holder: str | None = None) -> dic
         ret.update(result=False, comment=str(error))
         return ret
     ret["changes"] = done["changes"]
+    # For indigo_cluster.hosts_run: what reads these files must read them again.
+    __context__["indigo_tokens.changed"] = list(done["changes"])
     if not done["changes"]:
         ret["comment"] = f"All tokens are in step with {done['holder']}"
     elif test:

@@ -15,6 +15,7 @@ cost does not grow with the number of hosts. A view holds no secret.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -234,11 +235,31 @@ def _document() -> dict[str, Any]:
     return validate.load(Path(path).read_bytes(), path)
 
 
-def _stamp() -> str:
-    """Changes when the declared cluster or this code changes."""
+def _tree() -> list[Path]:
+    """Files of the state tree that hosts are deployed from, in order; none if it is not local."""
+    for root in __opts__.get("file_roots", {}).get("base", []):
+        if Path(root, "indigo", "host.sls").is_file():
+            folders = {Path(root, "indigo"), *(sls.parent for sls in Path(root).glob("*/init.sls"))}
+            return sorted(
+                path
+                for folder in folders
+                for path in folder.rglob("*")
+                if path.is_file() and not path.name.startswith(".")
+            )
+    return []
+
+
+def _tree_digest() -> str:
     from . import derive
 
-    files = [Path(cluster_file()), *sorted(Path(__file__).parent.glob("*.py"))]
+    return derive.digest([[str(f), hashlib.sha256(f.read_bytes()).hexdigest()] for f in _tree()])
+
+
+def _stamp() -> str:
+    """Changes when the declared cluster, this code or the state tree changes."""
+    from . import derive
+
+    files = [Path(cluster_file()), *sorted(Path(__file__).parent.glob("*.py")), *_tree()]
     stats = [file.stat() for file in files]
     return derive.digest(
         [[str(f), s.st_mtime_ns, s.st_size, s.st_ino] for f, s in zip(files, stats, strict=True)]
@@ -271,6 +292,10 @@ def _derive_all(folder: Path) -> None:
             raise ValueError("\n".join(found))
         cluster = parse(document)
         pillars = {id_: derive.pillar(cluster, host) for id_, host in cluster.hosts.items()}
+        # So that a host whose SLS have changed is not taken for deployed.
+        tree = _tree_digest()
+        for data in pillars.values():
+            data["indigo"]["tree"] = tree
     except ValueError as err:
         raise CommandExecutionError(f"{cluster_file()} cannot be used:\n{err}") from err
     summary = {

@@ -11,7 +11,9 @@ include:
 {% endfor %}
 {% endif %}
 
-{% for path in [indigo.paths.kubernetes, indigo.paths.artifacts, '/usr/local/lib/indigo'] %}
+{% for path in [
+  indigo.paths.kubernetes, indigo.paths.artifacts, '/usr/local/lib/indigo', '/var/lib/indigo/deployed.json'
+] %}
 {{ path }} is gone with all in it:
   file.absent:
     - name: {{ path }}

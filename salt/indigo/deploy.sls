@@ -1,5 +1,5 @@
 # From bare hosts to a working cluster; killed at any moment and run again, it converges.
-#   salt-run state.orchestrate indigo.deploy [test=True]
+#   salt-run state.orchestrate indigo.deploy [test=True] [pillar='{"everywhere": true}']
 # Which hosts a step takes is what the file declares, never who happens to be up.
 
 Every host passes preflight:
@@ -18,19 +18,17 @@ The masters share their tokens and every node has its own:
     - require:
       - indigo_cluster: etcd may form its first quorum
 
-# At once. What needs another host waits for that host's health, not for a step: certificates for
-# the authority, API servers for etcd's quorum, controllers for the API. A kubelet needs seconds until
-# its first request, by then the API answers.
+# At once, on the hosts where something differs. What needs another host waits for that host's health, not
+# for a step: certificates for the authority, API servers for etcd's quorum, controllers for the API. A
+# kubelet needs seconds until its first request, by then the API answers.
 Every host runs its roles:
-  salt.state:
-    - tgt: {{ salt['indigo_model.hosts']() | tojson }}
-    - tgt_type: list
+  indigo_cluster.hosts_run:
     - sls: indigo.host
-    - queue: True
+    - everywhere: {{ pillar.get('everywhere', False) | tojson }}
     - require:
       - indigo_tokens: The masters share their tokens and every node has its own
 
 The cluster is whole:
   indigo_cluster.whole:
     - require:
-      - salt: Every host runs its roles
+      - indigo_cluster: Every host runs its roles

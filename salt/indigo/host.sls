@@ -4,3 +4,7 @@ include:
 {% for role in pillar.indigo.roles %}
   - {{ role }}
 {% endfor %}
+
+A deploy may leave this host alone until something differs:
+  indigo_deployed.recorded:
+    - order: last

@@ -41,12 +41,17 @@ class Minions:
             raise answer
         return {id_: {"ret": ret, "retcode": 0} for id_, ret in answer.items() if id_ in hosts}
 
+    def state(self, name, tgt, tgt_type, sls, queue):
+        assert (tgt_type, queue) == ("list", True)
+        self.ran = (tgt, sls)
+        return {"name": name, "result": True, "changes": {}, "comment": "States ran."}
+
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch):
     """Run a step over some minions: ``run(step, minions, test=False, problems=[])``."""
 
-    def runner(step, minions, test=False, problems=(), host_problems=()):
+    def runner(step, minions, test=False, problems=(), host_problems=(), context=None):
         functions = {
             "saltutil.cmd": minions.cmd,
             "indigo_model.plan": lambda: PLAN,
@@ -57,6 +62,10 @@ def run(monkeypatch: pytest.MonkeyPatch):
         opts = {"test": test, "module_dirs": ["/m"], "states_dirs": ["/s"]}
         monkeypatch.setattr(cluster, "__salt__", functions, raising=False)
         monkeypatch.setattr(cluster, "__opts__", opts, raising=False)
+        monkeypatch.setattr(
+            cluster, "__context__", {} if context is None else context, raising=False
+        )
+        monkeypatch.setattr(cluster, "__states__", {"salt.state": minions.state}, raising=False)
         return step("step")
 
     return runner
@@ -117,6 +126,45 @@ def test_a_master_that_does_not_take_jobs_is_told_without_a_traceback(run):
     ret = run(cluster.preflight, minions)
     assert ret["result"] is False
     assert "systemctl status salt-master" in ret["comment"]
+
+
+# --- which hosts run -------------------------------------------------------------------------
+
+
+def roles(name, **arguments):
+    return cluster.hosts_run(name, sls="indigo.host", **arguments)
+
+
+def test_only_hosts_run_that_differ_or_were_given_tokens(run):
+    facts = current()
+    for fact in facts.values():
+        fact["differs"] = ""
+    facts["N1"]["differs"] = "it was never deployed"
+    minions, context = Minions(indigo_preflight_facts=facts), {}
+    assert run(cluster.preflight, minions, context=context)["result"] is True
+    context["indigo_tokens.changed"] = ["m2"]
+    ret = run(roles, minions, context=context)
+    assert minions.ran == (["m2", "N1"], "indigo.host")
+    assert ret["comment"] == "On 2 of 5 hosts. States ran."
+    run(lambda name: roles(name, everywhere=True), minions, context=context)
+    assert minions.ran == (list(PLAN["hosts"]), "indigo.host")
+
+
+def test_nothing_runs_where_nothing_differs(run):
+    minions = Minions()
+    ret = run(roles, minions, context={cluster.DIFFERS: dict.fromkeys(PLAN["hosts"], "")})
+    assert (ret["result"], ret["changes"]) == (True, {})
+    assert not hasattr(minions, "ran")
+
+
+def test_without_a_preflight_all_hosts_run(run):
+    minions = Minions()
+    run(roles, minions)
+    assert minions.ran == (list(PLAN["hosts"]), "indigo.host")
+
+
+def test_a_host_of_which_nothing_is_known_runs():
+    assert cluster.to_run(["a", "b"], {"a": ""}) == ["b"]
 
 
 # --- etcd ------------------------------------------------------------------------------------

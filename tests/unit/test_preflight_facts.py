@@ -98,7 +98,7 @@ def test_digests_of_minion_and_master_agree(monkeypatch):
     pillar = {"indigo": {"b": 1, "a": ["ü"]}, "x509_signing_policies": {"p": {}}, "other": 1}
     monkeypatch.setattr(facts_module, "__pillar__", pillar, raising=False)
     ours = {key: pillar[key] for key in ("indigo", "x509_signing_policies")}
-    assert facts_module._pillar_digest() == derive.digest(ours)
+    assert facts_module.pillar_digest() == derive.digest(ours)
 
 
 def test_the_code_digest_sees_names_and_contents_of_our_modules_alone(tmp_path):
