@@ -19,6 +19,7 @@ etcd runs with its configuration:
   indigo_service.running:
     - name: etcd
     - wait: False
+    - tier: {{ pillar.indigo.rolling.etcd | tojson }}
     - files:
       - {{ etcd.ca }}
     - require:

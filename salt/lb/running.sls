@@ -8,6 +8,7 @@ haproxy runs with its configuration:
   indigo_service.running:
     - name: haproxy
     - reload: True
+    - tier: {{ indigo.rolling.haproxy | tojson }}
     - files:
       - /etc/haproxy/haproxy.cfg
       - {{ haproxy.config.check.ca }}
@@ -32,6 +33,7 @@ keepalived runs with its configuration:
   indigo_service.running:
     - name: keepalived
     - reload: True
+    - tier: {{ indigo.rolling.keepalived | tojson }}
     - files:
       - /etc/keepalived/keepalived.conf
     - require:

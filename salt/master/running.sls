@@ -27,6 +27,7 @@ kube-apiserver serves:
   indigo_service.running:
     - name: {{ name }}
     - wait: False
+    - tier: {{ indigo.rolling[name] | tojson }}
     - files:
 {%- for file in own %}
       - {{ indigo.paths.kubernetes }}/{{ file }}

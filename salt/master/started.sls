@@ -31,6 +31,7 @@ kube-apiserver runs with its configuration:
   indigo_service.running:
     - name: kube-apiserver
     - wait: False
+    - tier: {{ indigo.rolling['kube-apiserver'] | tojson }}
     - files:
       - {{ indigo.paths.kubernetes }}/tokens.csv
       - {{ indigo.paths.kubernetes }}/encryption.yaml
