@@ -151,3 +151,15 @@ def test_state_apply_on_all_hosts_changes_nothing(lab):
     assert set(results) == {host.name for host in lab.hosts()}
     assert {host: changes(result) for host, result in results.items() if changes(result)} == {}
     assert code == 0
+
+
+def test_a_deploy_mends_what_differs_and_leaves_the_other_hosts_alone(lab):
+    lab.exec("lb3", ["systemctl", "stop", "haproxy"], check=True)
+    lab.exec("node2", ["sh", "-c", "echo >> /etc/kubernetes/kubelet.yaml"], check=True)
+    done = deploy(lab)
+    assert done.code == 0, done.told
+    assert {host for _, host, _ in done.states()} == {"lb3", "node2"}
+    assert done.steps["Every host runs its roles"]["comment"].startswith(
+        f"On 2 of {len(lab.hosts())} hosts."
+    )
+    assert deploy(lab).changes == {}
