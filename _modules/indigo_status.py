@@ -43,8 +43,9 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
     Returns:
         ``units`` (name to active or not), ``certificates`` (rows of ``indigo_pki.status``),
         ``tokens`` (``indigo_tokens.state``), ``vip`` (load balancers: whether the address is
-        here), ``etcd`` (``indigo_etcd.status``), ``api`` (masters: own API server's answer) and
-        ``kubernetes`` (``indigo_kube.status``). What could not be asked is ``{"problem": why}``.
+        here), ``etcd`` (``indigo_etcd.status``), ``api`` (masters: own API server's answer),
+        ``kubernetes`` (``indigo_kube.status``) and ``addons`` (the first master:
+        ``indigo_addon.works``). What could not be asked is ``{"problem": why}``.
 
     CLI Example:
 
@@ -72,6 +73,8 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
         )
         if kubernetes:
             found["kubernetes"] = _tried(__salt__["indigo_kube.status"])
+    if view.get("addons", {}).get("wanted"):
+        found["addons"] = _tried(__salt__["indigo_addon.works"])
     return found
 
 

@@ -78,6 +78,7 @@ def summary(data: Mapping[str, Any]) -> list[str]:
         ("nodes", f"{ready} of {len(nodes)} ready"),
         ("certificates", f"{data['certificates']['count']} valid{expiry if first else ''}"),
         ("tokens", "in step" if data["tokens"]["in_step"] else "not in step"),
+        ("add-ons", _listed(f"{name} {said}" for name, said in data.get("addons", {}).items())),
     ]
     return [f"  {name:<13} {text}" for name, text in rows]
 

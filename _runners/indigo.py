@@ -66,7 +66,8 @@ def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any
         ``cluster``, ``versions``, ``hosts`` (id to address, roles, answers, units), ``vip``
         (address, holders), ``etcd`` (members, leader), ``api`` (master to ``ok`` or the problem),
         ``nodes``, ``leaders``, ``certificates`` (count, the one that expires first), ``tokens``
-        (in step or not), ``problems`` (sentences) and ``retcode`` (0 without problems, else 1).
+        (in step or not), ``addons`` (name to ``ok`` or the problem), ``problems`` (sentences) and
+        ``retcode`` (0 without problems, else 1).
 
     Example:
         >>> plan = {"cluster": "x", "versions": {}, "vip": {"address": "10.0.0.9"},
@@ -109,6 +110,7 @@ def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any
         ("kubernetes", _kubernetes),
         ("certificates", _certificates),
         ("tokens", _tokens),
+        ("addons", _addons),
     ):
         data[part], found = judge(plan, answered)
         problems += found
@@ -255,6 +257,20 @@ def _tokens(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -
             if issued and issued.get(identity) != fingerprint
         ]
     return {"in_step": not problems, "masters": sum(map(len, sets.values()))}, problems
+
+
+def _addons(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    wanted = plan.get("addons", [])
+    if not wanted:
+        return {}, []
+    master = plan["roles"]["master"][0]
+    said = reports.get(master, {}).get("addons")
+    if not isinstance(said, Mapping) or "problem" in said:
+        why = said["problem"] if isinstance(said, Mapping) else "it could not be asked"
+        return dict.fromkeys(wanted, "unknown"), [f"add-ons: {master}: {why}"]
+    data = {name: said.get(name, "not brought into the cluster yet") or "ok" for name in wanted}
+    problems = [f"add-on {name}: {found}" for name, found in data.items() if found != "ok"]
+    return data, problems
 
 
 def _model(function: str, *arguments: Any) -> Any:

@@ -230,6 +230,36 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
     return ret
 
 
+def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
+    """Wait until every declared add-on does what it is for.
+
+    Args:
+        name: What the step says of itself.
+        timeout: Seconds to wait at most.
+
+    Returns:
+        A state's result without changes. It fails with each add-on that does not work and why.
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    plan = __salt__["indigo_model.plan"]()
+    if not plan["addons"]:
+        return {**ret, "comment": "No add-on is declared"}
+    listed = ", ".join(plan["addons"])
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": f"These would be tried: {listed}"}
+    master = plan["roles"]["master"][0]
+    try:
+        answer = _ask([master], "indigo_addon.wait", kwarg={"timeout": timeout}).get(master)
+    except CommandExecutionError as err:
+        answer = str(err)
+    if not isinstance(answer, Mapping):
+        return _failed(name, f"{master} does not answer", [str(answer or "no answer")])
+    problems = [f"{addon}: {why}" for addon, why in answer.items() if why]
+    if problems:
+        return _failed(name, f"After {timeout:g} s not every add-on works", problems)
+    return {**ret, "comment": f"Tried, and they work: {listed}"}
+
+
 def grants_needed(members: Iterable[str], facts: Mapping[str, Any]) -> list[str]:
     """Which etcd hosts must be allowed to form a new cluster.
 

@@ -17,3 +17,7 @@ base:
   'indigo:roles:node':
     - match: pillar
     - node
+  # One master brings the add-ons into the cluster.
+  'indigo:addons:cluster:*':
+    - match: pillar
+    - addons

@@ -162,7 +162,7 @@ def plan() -> dict[str, Any]:
     Returns:
         ``cluster`` (name), ``hosts`` (id to address, roles, Kubernetes ``name`` and the
         ``digest`` of its pillar), ``roles`` (role to list of ids), ``vip``, ``url`` (API through
-        the VIP), ``versions`` and ``identities`` (see :mod:`tokens`).
+        the VIP), ``versions``, ``identities`` (see :mod:`tokens`) and ``addons`` (names).
 
     CLI Example:
 
@@ -282,7 +282,7 @@ def _views() -> Path:
 
 
 def _derive_all(folder: Path) -> None:
-    from . import derive, tokens, validate
+    from . import addons, derive, tokens, validate
     from .cluster import ROLES, parse
 
     try:
@@ -315,6 +315,7 @@ def _derive_all(folder: Path) -> None:
         "url": cluster.vip.url,
         "versions": dict(cluster.versions),
         "identities": tokens.identities(cluster),
+        "addons": list(addons.wanted(cluster)),
     }
     made = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:

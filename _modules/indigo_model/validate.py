@@ -21,6 +21,7 @@ import yaml
 
 from . import artifacts, etcd
 from . import versions as table
+from .addons import NODES_A_REPLICA
 from .cluster import API_PORT, CERTIFICATES, COMPONENTS, POD_NETWORKS, ROLES, TIMERS, VIP_PORT
 
 __all__ = ["KEYS", "DocumentError", "Key", "load", "problems", "reference"]
@@ -555,6 +556,13 @@ def _component(value: Any) -> tuple[str, str] | None:
     return _one_of(COMPONENTS)(value)
 
 
+def _upstream(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, str) and value.startswith("/") and not any(map(str.isspace, value)):
+        return None
+    fault = _address(value)
+    return ("an IPv4 address or the path of a file", fault[1]) if fault else None
+
+
 def _data(value: Any) -> tuple[str, str] | None:
     """A mapping that JSON can carry to the hosts."""
     if not isinstance(value, Mapping):
@@ -949,7 +957,40 @@ KEYS: tuple[Key, ...] = (
         default=str(CERTIFICATES["authority_days"]),
         check=_integer(1, 36500),
     ),
-    Key("addons", "mapping", "Add-ons to install, by name.", default="none", check=_data),
+    Key("addons", "mapping", "Add-ons to install, by name.", default="none"),
+    Key(
+        "addons.coredns",
+        "mapping",
+        "Names of services and pods, by CoreDNS; `{}` is enough.",
+        default="not installed",
+    ),
+    Key(
+        "addons.coredns.replicas",
+        "1 to 100",
+        "How many of them run, on different nodes.",
+        default=f"one for {NODES_A_REPLICA} nodes, at least two",
+        check=_integer(1, 100),
+    ),
+    Key(
+        "addons.coredns.upstream",
+        "list",
+        "Who is asked for all other names: addresses, or a file such as a host's own; `[]` for "
+        "nobody, as an air-gapped site wants it.",
+        default="/etc/resolv.conf",
+    ),
+    Key(
+        "addons.coredns.upstream[]",
+        "IPv4 address or path",
+        "One of those who are asked.",
+        check=_upstream,
+    ),
+    Key(
+        "addons.coredns.image",
+        "image reference",
+        "Another image, from a mirror or one of `images.archives`.",
+        default="pinned by digest, see [addons.md](operations/addons.md)",
+        check=_text,
+    ),
 )
 
 #: What is checked below a key that has no keys of its own in the table.

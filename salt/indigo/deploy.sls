@@ -32,3 +32,8 @@ The cluster is whole:
   indigo_cluster.whole:
     - require:
       - indigo_cluster: Every host runs its roles
+
+The add-ons work:
+  indigo_cluster.addons_work:
+    - require:
+      - indigo_cluster: The cluster is whole

@@ -4,6 +4,9 @@ include:
 {% for role in pillar.indigo.roles %}
   - {{ role }}
 {% endfor %}
+{% if 'addons' in pillar.indigo %}
+  - addons
+{% endif %}
 
 A deploy may leave this host alone until something differs:
   indigo_deployed.recorded:

@@ -101,6 +101,7 @@ def document(kind: str, kubernetes: str = LATEST, network: str = "routes") -> di
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
+        "addons": {"coredns": {}},
     }
 
 

@@ -284,7 +284,8 @@ def test_the_full_document_is_good_and_its_pillars_are_json() -> None:
 def test_a_structure_that_holds_itself_is_a_problem() -> None:
     endless: dict[str, Any] = {}
     endless["again"] = endless
-    found = validate.problems(patched(BASE, {}) | {"addons": endless})
+    overrides = {"kubelet": {"config": endless}}
+    found = validate.problems(patched(BASE, {}) | {"overrides": overrides})
     assert len(found) == 1 and "an alias to the structure it stands in" in found[0]
 
 

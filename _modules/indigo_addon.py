@@ -1,0 +1,409 @@
+"""Add-ons in the cluster: what is there, what a file of manifests would change, whether they work.
+
+Objects are applied by kubectl, server-side, under the field manager ``indigo``. Beside them lies an
+inventory, a ConfigMap that names each object an add-on has brought, so that what a newer version of
+it no longer has, or all of it, can be taken away again.
+
+Source: kubernetes.io "Server-Side Apply"; kubectl's ``diff`` and ``apply`` with ``--server-side``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+try:
+    from salt.exceptions import CommandExecutionError
+except ImportError:  # the pure functions are of use without Salt
+    CommandExecutionError = RuntimeError  # type: ignore[assignment,misc]
+
+MANAGER = "indigo"
+NAMESPACE = "kube-system"
+#: Label and name prefix of inventories.
+LABEL = "indigo.addon"
+PREFIX = "indigo-addon-"
+
+#: What an object is found by: API group, kind, namespace, name.
+Identity = tuple[str, str, str, str]
+
+
+def __virtual__() -> str:
+    return "indigo_addon"
+
+
+# --- objects (pure) ------------------------------------------------------------------------------
+
+
+def identity(manifest: Mapping[str, Any]) -> Identity:
+    """What tells an object from all others, whatever its version.
+
+    Example:
+        >>> identity({"apiVersion": "apps/v1", "kind": "Deployment",
+        ...           "metadata": {"name": "x", "namespace": "y"}})
+        ('apps', 'Deployment', 'y', 'x')
+    """
+    group, _, _ = str(manifest["apiVersion"]).rpartition("/")
+    metadata = manifest["metadata"]
+    return group, str(manifest["kind"]), str(metadata.get("namespace", "")), str(metadata["name"])
+
+
+def title(one: Identity) -> str:
+    """An object in words: ``Deployment kube-system/coredns``.
+
+    >>> title(("", "Namespace", "", "x"))
+    'Namespace x'
+    """
+    _, kind, namespace, name = one
+    return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+
+
+def reference(one: Identity) -> list[str]:
+    """The arguments by which kubectl finds an object.
+
+    >>> reference(("apps", "Deployment", "y", "x"))
+    ['--namespace=y', 'Deployment.apps', 'x']
+    """
+    group, kind, namespace, name = one
+    where = [f"--namespace={namespace}"] if namespace else []
+    return [*where, f"{kind}.{group}" if group else kind, name]
+
+
+def inventory(name: str, objects: Iterable[Identity]) -> dict[str, Any]:
+    """The manifest of an add-on's inventory."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": f"{PREFIX}{name}",
+            "namespace": NAMESPACE,
+            "labels": {LABEL: name},
+        },
+        "data": {"objects": json.dumps(sorted(objects))},
+    }
+
+
+def differing(text: str) -> set[str]:
+    """Which objects ``kubectl diff`` found to differ, by the names that it gives their files.
+
+    Args:
+        text: The output of ``diff -qrN`` of two folders with a file an object.
+
+    Example:
+        >>> differing("Files /tmp/LIVE-1/v1.Service.a.b and /tmp/MERGED-2/v1.Service.a.b differ")
+        {'v1.Service.a.b'}
+    """
+    return {
+        line.split(" and ")[0].rsplit("/", 1)[-1]
+        for line in text.splitlines()
+        if line.startswith("Files ") and line.endswith(" differ")
+    }
+
+
+def file_name(manifest: Mapping[str, Any]) -> str:
+    """The name that ``kubectl diff`` gives an object's file.
+
+    >>> file_name({"apiVersion": "apps/v1", "kind": "D", "metadata": {"name": "x"}})
+    'apps.v1.D..x'
+    """
+    group, kind, namespace, name = identity(manifest)
+    version = str(manifest["apiVersion"]).rpartition("/")[2]
+    return ".".join([*([group] if group else []), version, kind, namespace, name])
+
+
+# --- in the cluster ------------------------------------------------------------------------------
+
+
+def read(path: str) -> list[dict[str, Any]]:
+    """The manifests of a file.
+
+    Raises:
+        CommandExecutionError: It cannot be read, or holds something else.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.read /etc/kubernetes/addons/coredns.yaml
+    """
+    try:
+        documents = list(yaml.safe_load_all(Path(path).read_text("utf-8")))
+    except (OSError, yaml.YAMLError) as err:
+        raise CommandExecutionError(f"{path} cannot be read: {err}") from err
+    found = [one for one in documents if one is not None]
+    for number, one in enumerate(found):
+        if not isinstance(one, Mapping) or not {"apiVersion", "kind", "metadata"} <= set(one):
+            raise CommandExecutionError(f"{path}: document {number + 1} is no Kubernetes object")
+    return found
+
+
+def installed() -> dict[str, list[Identity]]:
+    """Add-ons that are in the cluster, and the objects that each has brought.
+
+    Raises:
+        CommandExecutionError: The API does not answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.installed
+    """
+    path = f"/api/v1/namespaces/{NAMESPACE}/configmaps?labelSelector={LABEL}"
+    items = __salt__["indigo_kube.get"](path, server=_server())["items"]
+    return {
+        item["metadata"]["labels"][LABEL]: [
+            tuple(one) for one in json.loads(item["data"]["objects"])
+        ]
+        for item in items
+    }
+
+
+def pending(manifests: str, before: Iterable[Iterable[str]] | None) -> dict[str, str]:
+    """What applying a file of manifests would do, by object.
+
+    Args:
+        manifests: Path of the file.
+        before: Identities of what the add-on has brought; None when it is not installed.
+
+    Returns:
+        Title of an object to ``created``, ``updated`` or ``removed``. One that the add-on is to
+        bring and that exists already is ``created`` too: it becomes the add-on's.
+
+    Raises:
+        CommandExecutionError: kubectl or the API refuses.
+    """
+    objects = {identity(one): one for one in read(manifests)}
+    known = {tuple(one) for one in before or ()}
+    found = {title(one): "created" for one in objects if one not in known}
+    found |= {title(one): "removed" for one in sorted(known - set(objects))}  # type: ignore[arg-type]
+    if len(known & set(objects)) == len(objects) and not found:
+        # Only when nothing is new: a new namespace cannot be compared before it is there.
+        changed = _diff(manifests)
+        found |= {
+            title(one): "updated"
+            for one, manifest in objects.items()
+            if file_name(manifest) in changed
+        }
+    return found
+
+
+def apply(name: str, manifests: str, before: Iterable[Iterable[str]] | None) -> None:
+    """Bring an add-on into the cluster as a file declares it, and take away what it no longer has.
+
+    The inventory names all that may be there before anything is, so a run that is killed leaves
+    nothing that the next would not know of.
+
+    Args:
+        name: The add-on.
+        manifests: Path of the file.
+        before: Identities of what it has brought so far; None when it is not installed.
+
+    Raises:
+        CommandExecutionError: kubectl or the API refuses.
+    """
+    objects = {identity(one) for one in read(manifests)}
+    known: set[Any] = {tuple(one) for one in before or ()}
+    _apply(json.dumps(inventory(name, objects | known)))
+    _apply(Path(manifests).read_text("utf-8"))
+    _delete(known - objects)
+    _apply(json.dumps(inventory(name, objects)))
+
+
+def remove(name: str, objects: Iterable[Iterable[str]]) -> None:
+    """Take an add-on out of the cluster: its objects, then its inventory.
+
+    Raises:
+        CommandExecutionError: kubectl or the API refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.remove coredns '[]'
+    """
+    _delete({tuple(one) for one in objects})  # type: ignore[misc]
+    _delete({identity(inventory(name, ()))})
+
+
+def works() -> dict[str, str]:
+    """Whether each declared add-on does what it is for: empty, or what is wrong.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.works
+    """
+    found = {}
+    for name in __pillar__["indigo"].get("addons", {}).get("wanted", {}):
+        try:
+            found[name] = _CHECKS[name]()
+        except CommandExecutionError as err:
+            found[name] = str(err)
+    return found
+
+
+def wait(timeout: float = 120, interval: float = 1) -> dict[str, str]:
+    """Wait until every declared add-on works; what is wrong with each at the end.
+
+    Args:
+        timeout: Seconds to wait at most.
+        interval: Seconds between two looks.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.wait timeout=60
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        found = works()
+        if not any(found.values()) or time.monotonic() > deadline:
+            return found
+        time.sleep(interval)
+
+
+def _server() -> str:
+    return str(__pillar__["indigo"]["components"]["kube-apiserver"]["url"])
+
+
+def _kubectl(*words: str, stdin: str | None = None, accept: int = 0) -> tuple[int, str]:
+    """Run kubectl as admin on this master's own API server: exit code and output."""
+    view = __pillar__["indigo"]
+    command = [
+        view["binaries"]["kubectl"],
+        f"--kubeconfig={view['paths']['kubernetes']}/admin.kubeconfig",
+        f"--server={_server()}",
+        *words,
+    ]
+    environment = {**os.environ, "KUBECTL_EXTERNAL_DIFF": "diff -qrN", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            command, input=stdin, env=environment, capture_output=True, text=True, timeout=120,
+            check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise CommandExecutionError(f"kubectl {words[0]} failed: {err}") from err
+    if done.returncode > accept:
+        said = done.stderr.strip()[-1000:]
+        raise CommandExecutionError(f"kubectl {words[0]} failed ({done.returncode}): {said}")
+    return done.returncode, done.stdout
+
+
+_SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}", "--filename")
+
+
+def _diff(manifests: str) -> set[str]:
+    _, text = _kubectl("diff", *_SERVER_SIDE, manifests, accept=1)
+    return differing(text)
+
+
+def _apply(text: str) -> None:
+    _kubectl("apply", *_SERVER_SIDE, "-", stdin=text)
+
+
+def _delete(objects: Iterable[Identity]) -> None:
+    for one in sorted(objects):
+        _kubectl("delete", "--ignore-not-found", "--timeout=60s", *reference(one))
+
+
+# --- checks of an add-on's own use ---------------------------------------------------------------
+
+
+def query(name: str, number: int) -> bytes:
+    """A DNS question for the IPv4 address of a name, as RFC 1035 writes it.
+
+    >>> query("a.b", 1)[12:]
+    b'\\x01a\\x01b\\x00\\x00\\x01\\x00\\x01'
+    """
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    return (
+        struct.pack(">6H", number, 0x0100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
+    )
+
+
+def answer(packet: bytes, number: int) -> list[str]:
+    """The IPv4 addresses in a DNS answer whose records have the question's name.
+
+    Raises:
+        ValueError: Another answer, an error, or one that is cut off.
+    """
+    if len(packet) < 12:
+        raise ValueError("an answer that is cut off")
+    found, flags, questions, answers, _, _ = struct.unpack(">6H", packet[:12])
+    if found != number or flags & 15:
+        raise ValueError(f"an answer with code {flags & 15}")
+    try:
+        place = _after_name(packet, 12) + 4 * questions
+        addresses = []
+        for _ in range(answers):
+            place = _after_name(packet, place)
+            kind, _, _, length = struct.unpack(">2HIH", packet[place : place + 10])
+            if kind == 1 and length == 4:
+                addresses.append(socket.inet_ntoa(packet[place + 10 : place + 14]))
+            place += 10 + length
+    except (IndexError, struct.error, OSError) as err:
+        raise ValueError("an answer that is cut off") from err
+    return addresses
+
+
+def _after_name(packet: bytes, place: int) -> int:
+    while packet[place] and packet[place] < 192:
+        place += packet[place] + 1
+    return place + (2 if packet[place] else 1)
+
+
+def resolve(name: str, server: str, port: int, timeout: float = 2) -> list[str]:
+    """Ask one DNS server for the IPv4 addresses of a name.
+
+    Raises:
+        CommandExecutionError: It does not answer, or says that there is none.
+    """
+    number = secrets.randbelow(65536)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(timeout)
+            asking.connect((server, port))
+            asking.send(query(name, number))
+            return answer(asking.recv(4096), number)
+    except (OSError, ValueError) as err:
+        raise CommandExecutionError(f"{server}:{port} asked for {name}: {err}") from err
+
+
+def _dns() -> str:
+    """Every replica of CoreDNS is ready and knows the API's service."""
+    view = __pillar__["indigo"]
+    wanted = view["addons"]["wanted"]["coredns"]["replicas"]
+    path = f"/api/v1/namespaces/{NAMESPACE}/endpoints/kube-dns"
+    subsets = __salt__["indigo_kube.get"](path, server=_server()).get("subsets", [])
+    ready = [
+        one["ip"]
+        for part in subsets
+        if any(port["name"] == "dns" for port in part.get("ports", []))
+        for one in part.get("addresses", [])
+    ]
+    name = f"kubernetes.default.svc.{view['cluster']['domain']}"
+    for address in ready:
+        found = resolve(name, address, 1053)
+        if found != [view["networks"]["api"]]:
+            return f"{address} says that {name} is {', '.join(found) or 'unknown'}"
+    if len(ready) < wanted:
+        return (
+            f"{len(ready)} of {wanted} replicas are ready: "
+            f"kubectl -n {NAMESPACE} describe pods -l k8s-app=kube-dns"
+        )
+    return ""
+
+
+_CHECKS = {"coredns": _dns}

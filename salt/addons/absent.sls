@@ -1,0 +1,7 @@
+# The inverse of addons: whatever they brought into the cluster goes, volumes' data with it.
+{% set indigo = pillar.indigo %}
+
+No add-on is in the cluster:
+  indigo_addon.only:
+    - declared: []
+    - folder: {{ indigo.paths.kubernetes }}/addons

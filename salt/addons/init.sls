@@ -1,0 +1,41 @@
+# What runs in the cluster itself. One master brings it there, and takes away what is no longer declared.
+{% set indigo = pillar.indigo %}
+{% set folder = indigo.paths.kubernetes ~ '/addons' %}
+
+include:
+  - master.running
+
+The folder of add-ons exists:
+  file.directory:
+    - name: {{ folder }}
+    - mode: '0755'
+
+{% for name, addon in indigo.addons.wanted.items() %}
+The manifests of {{ name }} are in place:
+  file.managed:
+    - name: {{ folder }}/{{ name }}.yaml
+    - source: salt://addons/{{ name }}/manifests.yaml.jinja
+    - template: jinja
+    - context:
+        addon: {{ addon | tojson }}
+        networks: {{ indigo.networks | tojson }}
+        domain: {{ indigo.cluster.domain }}
+    - mode: '0644'
+    - require:
+      - file: The folder of add-ons exists
+
+{{ name }} is in the cluster:
+  indigo_addon.present:
+    - name: {{ name }}
+    - manifests: {{ folder }}/{{ name }}.yaml
+    - require:
+      - file: The manifests of {{ name }} are in place
+      - indigo_health: kube-apiserver serves
+{% endfor %}
+
+No other add-on is in the cluster:
+  indigo_addon.only:
+    - declared: {{ indigo.addons.wanted.keys() | list | tojson }}
+    - folder: {{ folder }}
+    - require:
+      - indigo_health: kube-apiserver serves

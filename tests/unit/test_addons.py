@@ -1,0 +1,346 @@
+"""Add-ons: their pins, what is compared, what is taken away, and the check of their own use."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from indigo_model import addons, versions
+from indigo_model.cluster import Cluster, Host, Vip
+from salt.exceptions import CommandExecutionError
+from support import ROOT, load
+
+module = load("_modules", "indigo_addon")
+state = load("_states", "indigo_addon")
+cluster_states = load("_states", "indigo_cluster")
+
+
+def cluster(kubernetes: str = "1.36.2", nodes: int = 3, masters: int = 2, **wanted: Any) -> Cluster:
+    hosts = {
+        **{f"m{i}": Host(f"m{i}", f"10.0.0.{i + 1}", ("master",)) for i in range(masters)},
+        **{f"n{i}": Host(f"n{i}", f"10.0.1.{i + 1}", ("node",)) for i in range(nodes)},
+    }
+    resolved = versions.resolve({"kubernetes": kubernetes})
+    networks = ("10.96.0.0/16", "10.244.0.0/16")
+    vip = Vip("10.0.0.9", "eth0")
+    return Cluster("x", hosts, vip, *networks, versions=resolved, addons=wanted)
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def test_only_the_first_master_brings_them_also_when_none_is_wanted():
+    declared = cluster(coredns={})
+    found = {id_: addons.view(declared, host) for id_, host in declared.hosts.items()}
+    assert set(found["m0"]["addons"]["wanted"]) == {"coredns"}
+    assert not any(view for id_, view in found.items() if id_ != "m0")
+    none = cluster()
+    assert addons.view(none, none.hosts["m0"]) == {"addons": {"cluster": "x", "wanted": {}}}
+
+
+@pytest.mark.parametrize("minor", range(versions.FIRST_MINOR, versions.LAST_MINOR + 1))
+@pytest.mark.parametrize("name", addons.ADDONS)
+def test_every_image_is_pinned_by_version_and_digest(name, minor):
+    pinned = addons.image(name, f"1.{minor}.0")
+    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+(\.\d+)+@sha256:[0-9a-f]{64}", pinned)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "replicas"),
+    [(0, {}, 1), (1, {}, 1), (2, {}, 2), (32, {}, 2), (33, {}, 3), (3, {"replicas": 5}, 5)],
+)
+def test_replicas_follow_the_nodes(nodes, given, replicas):
+    found = addons.wanted(cluster(nodes=nodes, coredns=given))
+    assert found["coredns"]["replicas"] == replicas
+
+
+@pytest.mark.parametrize(
+    ("kubernetes", "policy"), [("1.20.2", "policy/v1beta1"), ("1.21.0", "policy/v1")]
+)
+def test_the_disruption_budget_has_the_api_that_the_release_serves(kubernetes, policy):
+    assert addons.wanted(cluster(kubernetes, coredns={}))["coredns"]["policy"] == policy
+
+
+def test_every_addon_has_its_manifests_and_a_check():
+    for name in addons.ADDONS:
+        assert (ROOT / "salt" / "addons" / name / "manifests.yaml.jinja").is_file()
+        assert name in module._CHECKS
+
+
+# --- what is there, and what would change --------------------------------------------------------
+
+MANIFESTS = """
+apiVersion: v1
+kind: Service
+metadata: {name: a, namespace: n}
+---
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: b, namespace: n}
+"""
+SERVICE, DEPLOYMENT = ("", "Service", "n", "a"), ("apps", "Deployment", "n", "b")
+OLD = ("", "ConfigMap", "n", "old")
+
+
+class Kubectl:
+    """Notes each call of kubectl; `diff` says what it is told to."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.differs: list[str] = []
+
+    def __call__(self, *words: str, stdin: str | None = None, accept: int = 0) -> tuple[int, str]:
+        self.calls.append((words[0], stdin if words[0] == "apply" else words[-2:]))
+        lines = [f"Files /tmp/LIVE-1/{one} and /tmp/MERGED-2/{one} differ" for one in self.differs]
+        return int(bool(lines)), "\n".join(lines)
+
+    @property
+    def verbs(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+@pytest.fixture
+def kubectl(monkeypatch):
+    found = Kubectl()
+    monkeypatch.setattr(module, "_kubectl", found)
+    return found
+
+
+@pytest.fixture
+def manifests(tmp_path: Path) -> str:
+    path = tmp_path / "x.yaml"
+    path.write_text(MANIFESTS)
+    return str(path)
+
+
+def test_what_is_as_declared_is_compared_once_and_left_alone(kubectl, manifests):
+    assert module.pending(manifests, [list(SERVICE), list(DEPLOYMENT)]) == {}
+    assert kubectl.verbs == ["diff"]
+
+
+def test_what_differs_is_told_by_its_name(kubectl, manifests):
+    kubectl.differs = ["apps.v1.Deployment.n.b"]
+    found = module.pending(manifests, [SERVICE, DEPLOYMENT])
+    assert found == {"Deployment n/b": "updated"}
+
+
+def test_what_is_new_or_no_longer_declared_needs_no_comparison(kubectl, manifests):
+    found = module.pending(manifests, [SERVICE, OLD])
+    assert found == {"Deployment n/b": "created", "ConfigMap n/old": "removed"}
+    assert module.pending(manifests, None) == {
+        "Service n/a": "created",
+        "Deployment n/b": "created",
+    }
+    assert kubectl.calls == []
+
+
+def test_nothing_is_ever_there_that_the_inventory_does_not_name(kubectl, manifests):
+    module.apply("x", manifests, [SERVICE, OLD])
+    verbs = kubectl.verbs
+    assert verbs == ["apply", "apply", "delete", "apply"]
+
+    def listed(text):
+        return {tuple(one) for one in json.loads(json.loads(text)["data"]["objects"])}
+
+    assert listed(kubectl.calls[0][1]) == {SERVICE, DEPLOYMENT, OLD}
+    assert kubectl.calls[1][1] == MANIFESTS
+    assert kubectl.calls[2][1] == ("ConfigMap", "old")
+    assert listed(kubectl.calls[3][1]) == {SERVICE, DEPLOYMENT}
+
+
+def test_an_addon_goes_before_its_inventory(kubectl):
+    module.remove("x", [list(DEPLOYMENT)])
+    assert [call[1] for call in kubectl.calls] == [
+        ("Deployment.apps", "b"),
+        ("ConfigMap", "indigo-addon-x"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1\n", "kind: Service\nmetadata: {}\n"])
+def test_a_file_of_something_else_is_refused_by_name(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(CommandExecutionError, match=r"bad\.yaml"):
+        module.read(str(path))
+
+
+# --- the states ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """Run a state over some functions of the module; which of them changed something."""
+
+    def runner(function, *arguments, test=False, error=None, installed=None, pending=None, **more):
+        done: list[str] = []
+
+        def inventories():
+            if error:
+                raise CommandExecutionError(error)
+            return installed or {}
+
+        functions = {
+            "indigo_addon.installed": inventories,
+            "indigo_addon.pending": lambda *_: pending or {},
+            "indigo_addon.apply": lambda name, *_: done.append(f"apply {name}"),
+            "indigo_addon.remove": lambda name, *_: done.append(f"remove {name}"),
+        }
+        monkeypatch.setattr(state, "__salt__", functions, raising=False)
+        monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
+        return function(*arguments, **more), done
+
+    return runner
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_present_applies_only_what_is_pending(run, manifests, test):
+    ret, done = run(state.present, "x", manifests, test=test, pending={"Service n/a": "updated"})
+    assert ret["changes"] == {"Service n/a": "updated"}
+    assert (ret["result"], done) == ((None, []) if test else (True, ["apply x"]))
+    ret, done = run(state.present, "x", manifests, test=test)
+    assert (ret["result"], ret["changes"], done) == (True, {}, [])
+
+
+def test_an_api_that_does_not_answer_fails_and_lets_a_preview_go_on(run, manifests):
+    ret, _ = run(state.present, "x", manifests, error="no answer")
+    assert (ret["result"], ret["comment"]) == (False, "no answer")
+    ret, _ = run(state.present, "x", manifests, error="no answer", test=True)
+    assert ret["result"] is None and "no answer" in ret["comment"]
+    ret, _ = run(state.present, "x", manifests + ".not-there", test=True)
+    assert ret["result"] is None
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_only_removes_what_an_inventory_names_and_nobody_declares(run, tmp_path, test):
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.yaml").touch()
+    found = {"x": [], "y": [OLD]}
+    ret, done = run(state.only, "n", ["x"], str(tmp_path), test=test, installed=found)
+    assert ret["changes"] == {"y": "removed"}
+    assert (ret["result"], done) == ((None, []) if test else (True, ["remove y"]))
+    assert (tmp_path / "y.yaml").exists() is test
+    assert (tmp_path / "x.yaml").exists()
+
+
+# --- the check of CoreDNS ------------------------------------------------------------------------
+
+
+def reply(number: int, address: str | None, code: int = 0) -> bytes:
+    """A DNS answer as a server makes it: the question, and an address by a compressed name."""
+    name = b"\x01a\x00"
+    head = struct.pack(">6H", number, 0x8180 | code, 1, int(bool(address)), 0, 0)
+    question = name + struct.pack(">2H", 1, 1)
+    if not address:
+        return head + question
+    record = struct.pack(">HHHIH", 0xC00C, 1, 1, 30, 4) + socket.inet_aton(address)
+    return head + question + record
+
+
+def test_an_answer_is_read():
+    assert module.answer(reply(7, "10.96.0.1"), 7) == ["10.96.0.1"]
+    assert module.answer(reply(7, None), 7) == []
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [b"", reply(8, "10.96.0.1"), reply(7, None, code=3), reply(7, "10.96.0.1")[:-6], b"\0" * 12],
+)
+def test_an_answer_of_another_an_error_and_a_cut_one_are_refused(packet):
+    with pytest.raises(ValueError, match="answer"):
+        module.answer(packet, 7)
+
+
+def test_every_answer_cut_anywhere_is_refused_or_empty():
+    whole = reply(7, "10.96.0.1")
+    for end in range(len(whole)):
+        with pytest.raises(ValueError, match="cut off"):
+            module.answer(whole[:end], 7)
+
+
+@pytest.fixture
+def server():
+    """A DNS server on loopback that knows one address for everything."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listening:
+        listening.bind(("127.0.0.1", 0))
+
+        def serve():
+            packet, asking = listening.recvfrom(512)
+            listening.sendto(reply(struct.unpack(">H", packet[:2])[0], "10.96.0.1"), asking)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join(5)
+
+
+def test_a_server_is_asked(server):
+    assert module.resolve("kubernetes.default.svc.x", "127.0.0.1", server) == ["10.96.0.1"]
+
+
+def endpoints(*addresses: str) -> dict[str, Any]:
+    ports = [{"name": "dns", "port": 1053}]
+    return {"subsets": [{"ports": ports, "addresses": [{"ip": one} for one in addresses]}]}
+
+
+@pytest.mark.parametrize(
+    ("ready", "knows", "problem"),
+    [
+        (["10.244.0.2", "10.244.1.2"], "10.96.0.1", ""),
+        (["10.244.0.2"], "10.96.0.1", "1 of 2 replicas are ready"),
+        ([], "10.96.0.1", "0 of 2 replicas are ready"),
+        (["10.244.0.2", "10.244.1.2"], "10.9.9.9", "10.244.0.2 says that kubernetes.default.svc.x"),
+    ],
+)
+def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, knows, problem):
+    view = {
+        "cluster": {"domain": "x"},
+        "networks": {"api": "10.96.0.1"},
+        "components": {"kube-apiserver": {"url": "https://10.0.0.1:6443"}},
+        "addons": {"wanted": {"coredns": {"replicas": 2}}},
+    }
+    functions = {"indigo_kube.get": lambda path, server: endpoints(*ready)}
+    monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    monkeypatch.setattr(module, "resolve", lambda *_: [knows])
+    assert module.works()["coredns"].startswith(problem)
+    assert bool(module.works()["coredns"]) == bool(problem)
+
+
+def test_waiting_ends_with_what_is_wrong(monkeypatch):
+    answers = [{"coredns": "not yet"}, {"coredns": ""}]
+    monkeypatch.setattr(module, "works", lambda: answers.pop(0))
+    assert module.wait(timeout=5, interval=0) == {"coredns": ""}
+    monkeypatch.setattr(module, "works", lambda: {"coredns": "never"})
+    assert module.wait(timeout=0, interval=0) == {"coredns": "never"}
+
+
+# --- the step of the orchestration ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "answer", "test", "result", "told"),
+    [
+        ([], None, False, True, "No add-on is declared"),
+        (["coredns"], None, True, None, "These would be tried: coredns"),
+        (["coredns"], {"coredns": ""}, False, True, "Tried, and they work: coredns"),
+        (["coredns"], {"coredns": "0 of 2"}, False, False, "- coredns: 0 of 2"),
+        (["coredns"], None, False, False, "m1 does not answer"),
+        (["coredns"], "Traceback: boom", False, False, "- Traceback: boom"),
+    ],
+)
+def test_a_deploy_ends_when_the_addons_work(monkeypatch, wanted, answer, test, result, told):
+    plan = {"addons": wanted, "roles": {"master": ["m1", "m2"]}}
+    asked = {} if answer is None else {"m1": {"ret": answer, "retcode": 0}}
+    functions = {"indigo_model.plan": lambda: plan, "saltutil.cmd": lambda *_, **__: asked}
+    monkeypatch.setattr(cluster_states, "__salt__", functions, raising=False)
+    monkeypatch.setattr(cluster_states, "__opts__", {"test": test}, raising=False)
+    ret = cluster_states.addons_work("step")
+    assert ret["result"] is result
+    assert told in ret["comment"]
