@@ -9,12 +9,14 @@ Source: kubernetes.io "Server-Side Apply"; kubectl's ``diff`` and ``apply`` with
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
 import socket
 import struct
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +34,9 @@ NAMESPACE = "kube-system"
 #: Label and name prefix of inventories.
 LABEL = "indigo.addon"
 PREFIX = "indigo-addon-"
+
+#: Program that writes two folders as a tar; salt/addons installs it.
+BOTH_SIDES = "/usr/local/lib/indigo/both-sides"
 
 #: What an object is found by: API group, kind, namespace, name.
 Identity = tuple[str, str, str, str]
@@ -92,20 +97,33 @@ def inventory(name: str, objects: Iterable[Identity]) -> dict[str, Any]:
     }
 
 
-def differing(text: str) -> set[str]:
+def differing(archive: bytes) -> set[str]:
     """Which objects ``kubectl diff`` found to differ, by the names that it gives their files.
 
-    Args:
-        text: The output of ``diff -qrN`` of two folders with a file an object.
+    Who manages a field is no difference: controllers of old releases forget it when they update
+    (a ServiceAccount's token, in 1.20).
 
-    Example:
-        >>> differing("Files /tmp/LIVE-1/v1.Service.a.b and /tmp/MERGED-2/v1.Service.a.b differ")
-        {'v1.Service.a.b'}
+    Args:
+        archive: A tar of its two folders, with a file an object in each: live and merged.
+
+    Returns:
+        Names of files that are not the same in both, or only in one.
     """
+    sides: dict[str, dict[str, Any]] = {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as opened:
+        for member in opened.getmembers():
+            content = opened.extractfile(member)
+            if content is None:
+                continue
+            folder, _, name = member.name.rpartition("/")
+            found = yaml.safe_load(content) or {}
+            found.get("metadata", {}).pop("managedFields", None)
+            sides.setdefault(name, {})[folder] = found
     return {
-        line.split(" and ")[0].rsplit("/", 1)[-1]
-        for line in text.splitlines()
-        if line.startswith("Files ") and line.endswith(" differ")
+        name
+        for name, found in sides.items()
+        if len(found) != 2
+        or len({json.dumps(one, sort_keys=True, default=str) for one in found.values()}) > 1
     }
 
 
@@ -278,8 +296,8 @@ def _server() -> str:
     return str(__pillar__["indigo"]["components"]["kube-apiserver"]["url"])
 
 
-def _kubectl(*words: str, stdin: str | None = None, accept: int = 0) -> tuple[int, str]:
-    """Run kubectl as admin on this master's own API server: exit code and output."""
+def _kubectl(*words: str, stdin: str | None = None) -> bytes:
+    """Run kubectl as admin on this master's own API server: its output."""
     view = __pillar__["indigo"]
     command = [
         view["binaries"]["kubectl"],
@@ -287,26 +305,32 @@ def _kubectl(*words: str, stdin: str | None = None, accept: int = 0) -> tuple[in
         f"--server={_server()}",
         *words,
     ]
-    environment = {**os.environ, "KUBECTL_EXTERNAL_DIFF": "diff -qrN", "LC_ALL": "C"}
+    # kubectl hands the two folders that it compares to a program of one's choice.
+    environment = {**os.environ, "KUBECTL_EXTERNAL_DIFF": BOTH_SIDES, "LC_ALL": "C"}
     try:
         done = subprocess.run(
-            command, input=stdin, env=environment, capture_output=True, text=True, timeout=120,
+            command,
+            input=None if stdin is None else stdin.encode(),
+            env=environment,
+            capture_output=True,
+            timeout=120,
             check=False,
-        )  # fmt: skip
+        )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise CommandExecutionError(f"kubectl {words[0]} failed: {err}") from err
-    if done.returncode > accept:
-        said = done.stderr.strip()[-1000:]
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip()[-1000:]
         raise CommandExecutionError(f"kubectl {words[0]} failed ({done.returncode}): {said}")
-    return done.returncode, done.stdout
+    return done.stdout
 
 
 _SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}", "--filename")
 
 
 def _diff(manifests: str) -> set[str]:
-    _, text = _kubectl("diff", *_SERVER_SIDE, manifests, accept=1)
-    return differing(text)
+    archive = _kubectl("diff", *_SERVER_SIDE, manifests)
+    # Where nothing differs kubectl starts no program.
+    return differing(archive) if archive else set()
 
 
 def _apply(text: str) -> None:

@@ -10,6 +10,13 @@ The folder of add-ons exists:
     - name: {{ folder }}
     - mode: '0755'
 
+What hands on both sides of a comparison is in place:
+  file.managed:
+    - name: /usr/local/lib/indigo/both-sides
+    - source: salt://addons/files/both-sides.jinja
+    - makedirs: True
+    - mode: '0755'
+
 {% for name, addon in indigo.addons.wanted.items() %}
 The manifests of {{ name }} are in place:
   file.managed:
@@ -30,6 +37,7 @@ The manifests of {{ name }} are in place:
     - manifests: {{ folder }}/{{ name }}.yaml
     - require:
       - file: The manifests of {{ name }} are in place
+      - file: What hands on both sides of a comparison is in place
       - indigo_health: kube-apiserver serves
 {% endfor %}
 

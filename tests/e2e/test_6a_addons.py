@@ -131,7 +131,10 @@ def test_it_goes_whole(lab):
         "get", "configmap,service,clusterrole,clusterrolebinding", "-A", "-o", "name"
     )
     assert left.returncode == 0, left.stderr
-    assert "dns" not in left.stdout and "indigo-addon" not in left.stdout
+    found = [
+        name for name in ("coredns", "service/kube-dns", "indigo-addon") if name in left.stdout
+    ]
+    assert not found, left.stdout
     assert not lab.exec(HOST, ["ls", "/etc/kubernetes/addons"], check=True).stdout
     assert applied(lab) == (0, {})
     done = deploy(lab)

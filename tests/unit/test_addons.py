@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
 import struct
+import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,26 @@ SERVICE, DEPLOYMENT = ("", "Service", "n", "a"), ("apps", "Deployment", "n", "b"
 OLD = ("", "ConfigMap", "n", "old")
 
 
+def folders(files: dict[str, tuple[str | None, str | None]]) -> bytes:
+    """A tar of two folders as kubectl compares them: name to what is live and what is merged."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, sides in files.items():
+            for folder, text in zip(("tmp/LIVE-1", "tmp/MERGED-2"), sides, strict=True):
+                if text is not None:
+                    info = tarfile.TarInfo(f"{folder}/{name}")
+                    info.size = len(text)
+                    archive.addfile(info, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+def test_what_differs_is_found_and_who_manages_a_field_does_not_count():
+    same = "metadata: {name: x}\nspec: {a: 1}"
+    managed = "metadata: {name: x, managedFields: [{manager: y}]}\nspec: {a: 1}"
+    files = {"same": (same, managed), "other": (same, "spec: {a: 2}"), "new": (None, same)}
+    assert module.differing(folders(files)) == {"other", "new"}
+
+
 class Kubectl:
     """Notes each call of kubectl; `diff` says what it is told to."""
 
@@ -96,10 +118,9 @@ class Kubectl:
         self.calls: list[tuple[Any, ...]] = []
         self.differs: list[str] = []
 
-    def __call__(self, *words: str, stdin: str | None = None, accept: int = 0) -> tuple[int, str]:
+    def __call__(self, *words: str, stdin: str | None = None) -> bytes:
         self.calls.append((words[0], stdin if words[0] == "apply" else words[-2:]))
-        lines = [f"Files /tmp/LIVE-1/{one} and /tmp/MERGED-2/{one} differ" for one in self.differs]
-        return int(bool(lines)), "\n".join(lines)
+        return folders(dict.fromkeys(self.differs, ("spec: {a: 1}", "spec: {a: 2}")))
 
     @property
     def verbs(self) -> list[str]:
