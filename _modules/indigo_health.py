@@ -165,6 +165,7 @@ def wait_unit(
     successes: int = 3,
     interval: float = 0.2,
     timeout: float = 120,
+    starts: int | None = None,
     **checks: Any,
 ) -> dict[str, Any]:
     """Wait until a unit's endpoint answers well several times in a row from one process.
@@ -177,10 +178,12 @@ def wait_unit(
         successes: Answers in a row.
         interval: Seconds between two questions.
         timeout: Seconds after which to give up.
+        starts: Starts of the unit, seen while waiting, after which to give up; None waits on.
         checks: Further arguments of :func:`check`.
 
     Returns:
-        ``{"ok": bool, "pid": str, "answers": int, "last": answer of check, "unit": properties}``.
+        ``{"ok": bool, "pid": str, "answers": int, "starts": int, "last": answer of check, "unit":
+        properties}``.
 
     Raises:
         CommandExecutionError: systemd does not answer.
@@ -192,8 +195,10 @@ def wait_unit(
     checks = {**checks, "timeout": max(0.5, min(5.0, timeout))}
     end = time.monotonic() + timeout
     row, pid = 0, ""
+    begun = set()
     while True:
         unit = __salt__["indigo_service.show"](name)
+        begun.add(unit.get("InvocationID", ""))
         answer = check(url, **checks)
         if answer["ok"] and unit.get("MainPID", "0") != "0":
             row = row + 1 if unit["MainPID"] == pid else 1
@@ -201,8 +206,10 @@ def wait_unit(
         else:
             row, pid = 0, ""
         done = row >= successes
-        if done or time.monotonic() >= end:
-            return {"ok": done, "pid": pid, "answers": row, "last": answer, "unit": unit}
+        over = starts is not None and len(begun) >= starts
+        if done or over or time.monotonic() >= end:
+            found = {"ok": done, "pid": pid, "answers": row, "starts": len(begun)}
+            return {**found, "last": answer, "unit": unit}
         time.sleep(interval)
 
 

@@ -27,6 +27,8 @@ A *tier* is what the pillar says of a unit under ``indigo:rolling``:
     answer, for this one to count as serving.
 ``yields``
     ``{"unit", "address", "port"}``: the unit that gives the virtual address up for the restart.
+``sessions``
+    ``{"socket", "servers"}``: haproxy's, whose sessions end before the virtual address moves.
 
 Sources: etcd's guides "gRPC gateway" and "API", ``rpc.proto`` of etcd 3.4 to 3.6, etcd's own
 recipe of a lock (``client/v3/concurrency/mutex.go``), for why a lease alone is no fence:
@@ -42,6 +44,7 @@ import json
 import math
 import os
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -71,9 +74,16 @@ LOOK = 0.5
 SEEN, MISSED = 2, 5
 
 #: Status codes of gRPC by which etcd says that this member cannot help now, but another may:
-#: canceled, deadline exceeded, aborted, internal, unavailable.
-ELSEWHERE = (1, 4, 10, 13, 14)
+#: canceled, unknown (a gateway whose member goes away under it), deadline exceeded, aborted,
+#: internal, unavailable.
+ELSEWHERE = (1, 2, 4, 10, 13, 14)
 NOT_FOUND = 5
+
+#: Seconds that whoever has the virtual address gives the others to come before it.
+LAST = 5
+
+#: A unit that was started so often, and never served for long enough, will not serve by waiting.
+STARTS = 5
 
 NEEDS = ("any", "majority")
 
@@ -438,6 +448,15 @@ class Lock:
         """Whose turn it is. Our own entry when its key is :attr:`key`."""
         return owner(self.queue())
 
+    def others(self) -> int:
+        """How many more stand in the queue."""
+        return len([one for one in self.queue() if one["key"] != self.key])
+
+    def again(self) -> None:
+        """Give the place up, for the end of the queue at the next :meth:`acquire`."""
+        lease, self.lease = self.lease, 0
+        self._revoke(lease)
+
     def _revoke(self, lease: int) -> None:
         with contextlib.suppress(CommandExecutionError):
             self._etcd.call("/v3/lease/revoke", {"ID": str(lease)})
@@ -567,6 +586,7 @@ class Relay:
     def __init__(self, publish: Callable[..., Any], through: Iterable[str], tier: str) -> None:
         self._publish, self._through, self.tier = publish, list(through), tier
         self.until = 0.0
+        self._others = 0
 
     def _ask(self, function: str, *arguments: Any, seconds: float = 10) -> dict[str, Any]:
         problems = []
@@ -597,7 +617,16 @@ class Relay:
         begun = time.monotonic()
         said = self._ask("hold", wait, seconds=wait + 8)
         self.until = begun + RELAYED_TTL if said.get("held") else 0.0
+        self._others = int(said.get("others", 0))
         return said
+
+    def others(self) -> int:
+        """See :meth:`Lock.others`; as of the last answer."""
+        return self._others
+
+    def again(self) -> None:
+        """See :meth:`Lock.again`."""
+        self._ask("free")
 
     def acquire(self, timeout: float = 600, grace: float = 30) -> None:
         """See :meth:`Lock.acquire`."""
@@ -653,8 +682,9 @@ def hold(tier: str, wait: float = 5, **kwargs: Any) -> dict[str, Any]:
         kwargs: What Salt adds to a published job.
 
     Returns:
-        ``{"held": bool, "host": who holds it}``; with ``problem`` where it could not be asked for,
-        and ``unreachable`` where another member may do better.
+        ``{"held": bool, "host": who holds it, "others": how many more stand there}``; with
+        ``problem`` where it could not be asked for, and ``unreachable`` where another member may do
+        better.
 
     Example:
         ``salt-call publish.publish etcd1 indigo_rolling.hold lb``
@@ -667,10 +697,12 @@ def hold(tier: str, wait: float = 5, **kwargs: Any) -> dict[str, Any]:
     try:
         lock.stand()
         while True:
-            now = lock.first()
+            entries = lock.queue()
+            now = owner(entries)
             held = now is not None and now["key"] == lock.key
             if held or time.monotonic() >= end:
-                return {"held": held, "host": now["host"] if now else "?"}
+                others = len([one for one in entries if one["key"] != lock.key])
+                return {"held": held, "host": now["host"] if now else "?", "others": others}
             time.sleep(LOOK)
     except CommandExecutionError as error:
         unreachable = isinstance(error, Unreachable)
@@ -927,7 +959,7 @@ def restart(
     begun = time.monotonic()
     try:
         try:
-            lock.acquire(timeout, grace)
+            _acquire(lock, tier, timeout, grace)
         except Unreachable as error:
             if not _stays_down(tier):
                 return _refused(name, tier, f"nobody can take its lock. {error}")
@@ -952,6 +984,26 @@ def restart(
         lock.release()
 
 
+def _acquire(lock: Lock | Relay, tier: Mapping[str, Any], timeout: float, grace: float) -> None:
+    """Take the lock; who has the virtual address takes it last.
+
+    So the address moves once, to a host that has restarted already, and not from one to the next.
+    """
+    end = time.monotonic() + timeout
+    address = tier.get("address")
+    if address and __salt__["indigo_host.holds"](address["address"]):
+        time.sleep(LAST)
+    lock.acquire(timeout, grace)
+    for _ in tier["members"]:
+        if not address or not __salt__["indigo_host.holds"](address["address"]):
+            return
+        if not lock.others():
+            return
+        lock.again()
+        time.sleep(LOOK)
+        lock.acquire(max(0.0, end - time.monotonic()), grace)
+
+
 def _refused(name: str, tier: Mapping[str, Any], why: str) -> dict[str, Any]:
     told = f"{name} was not restarted, for it serves in the tier {tier['name']}: {why}"
     return {"restarted": False, "ok": False, "comment": told}
@@ -968,6 +1020,9 @@ def _stale(name: str, files: Sequence[str]) -> bool:
 def _act(name: str, files: Sequence[str], tier: Mapping[str, Any], why: str) -> dict[str, Any]:
     """Restart and wait until the unit serves: several answers in a row from a new process."""
     before = __salt__["indigo_service.show"](name).get("InvocationID", "")
+    address = tier.get("address")
+    if address and __salt__["indigo_host.holds"](address["address"]):
+        _end_sessions(tier.get("sessions"))
     with _yielded(tier) as gave:
         begun = time.monotonic()
         __salt__["indigo_service.restart"](name, files, wait=False)
@@ -976,6 +1031,8 @@ def _act(name: str, files: Sequence[str], tier: Mapping[str, Any], why: str) -> 
     problem = "" if found["ok"] else _brief(found["last"]) or "it answers, but not for long enough"
     if found["unit"].get("InvocationID", "") == before:
         problem = "the old process runs on"
+    if found["starts"] > STARTS:
+        problem = f"it ends soon after each start, and was started {STARTS} times"
     problem = problem or _settled(tier)
     if problem:
         return {
@@ -997,6 +1054,8 @@ def _serving(unit: str, tier: Mapping[str, Any]) -> dict[str, Any]:
         successes=tries(tier.get("settle", 0)),
         interval=LOOK / 2,
         timeout=tier.get("timeout", 120),
+        # The old process may be seen, too.
+        starts=STARTS + 1,
         **tier.get("check", {}),
     )
 
@@ -1009,6 +1068,24 @@ def _settled(tier: Mapping[str, Any]) -> str:
         if not problem or time.monotonic() >= end:
             return problem
         time.sleep(LOOK)
+
+
+def _end_sessions(haproxy: Mapping[str, Any] | None) -> None:
+    """Tell clients that their connections end while there is still an address to tell it from.
+
+    Once the address is elsewhere its new holder resets them, but only when the client next sends
+    something, and one that watches may be silent for half a minute. What cannot be told they
+    notice then.
+    """
+    if not haproxy:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+        link.settimeout(1)
+        link.connect(haproxy["socket"])
+        orders = [f"shutdown sessions server {name}" for name in haproxy["servers"]]
+        link.sendall((";".join(orders) + "\n").encode())
+        while link.recv(1024):
+            pass
 
 
 @contextlib.contextmanager

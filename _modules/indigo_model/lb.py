@@ -24,6 +24,9 @@ STEP = 10
 #: haproxy answers here whether it serves, to this host alone.
 ALIVE = "/run/indigo-haproxy/alive.sock"
 
+#: haproxy takes orders here.
+ADMIN = "/run/indigo-haproxy/admin.sock"
+
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """What a load balancer is configured with: its part of the view.
@@ -89,6 +92,8 @@ def haproxy(cluster: Cluster) -> dict[str, Any]:
             "fastinter": f"{max(check // 2, 50)}ms",
             "downinter": f"{check}ms",
             "fall": 3,
+            # Of no new connections; an error here costs nothing.
+            "leave": 1,
             "rise": 2,
             "path": "/readyz",
             "name": API_NAME,

@@ -25,6 +25,12 @@ ANONYMOUS_BY_PATH = 32
 #: What an anonymous caller may ask: the health checks of the load balancers carry no credentials.
 HEALTH_PATHS = ("/livez", "/readyz", "/healthz")
 
+#: Seconds that a stopping API server has, once it takes no new connections: to end watches, for
+#: releases that do so, and for all it has begun. Whoever came through a load balancer is gone by
+#: then; pods that watch it directly would hold it for a minute, and find another when it ends.
+WATCHES_END = 3
+REQUESTS_END = 8
+
 #: Folder below /var/log that systemd makes for the API server's account.
 LOGS = "kubernetes"
 
@@ -119,12 +125,18 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
+def _shutdown_delay(cluster: Cluster) -> int:
+    """Seconds for which a stopping API server still takes new connections."""
+    return math.ceil(3 * cluster.timers["api_check"])
+
+
 def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-apiserver of one master.
 
     Returns:
         ``{"user", "url", "flags", "arguments", "logs_directory", "audit", "authentication",
-        "etcd_health"}``. ``etcd_health`` lists the URL of each member's health.
+        "etcd_health", "stop"}``. ``etcd_health`` lists the URL of each member's health, ``stop`` is
+        after how many seconds of stopping it is killed.
         ``audit`` and ``authentication`` are documents for files; the latter is None where the
         release cannot bind anonymous access to paths.
     """
@@ -183,9 +195,12 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         "profiling": "false",
         # After SIGTERM /readyz fails while requests are still served: time for the load
         # balancers to see it (three checks) and send new connections elsewhere.
-        "shutdown-delay-duration": f"{math.ceil(3 * cluster.timers['api_check'])}s",
-        # Spreads long-lived HTTP/2 clients after a restart; of no use without a second server.
-        "goaway-chance": "0.001" if len(cluster.with_role("master")) > 1 else None,
+        "shutdown-delay-duration": f"{_shutdown_delay(cluster)}s",
+        # Watches hold a stopping API server until it is killed, unless it ends them.
+        "shutdown-watch-termination-grace-period": f"{WATCHES_END}s",
+        # Spreads long-lived HTTP/2 clients after a restart. Of no use without a second server, but
+        # there, too: a flag that came with the second would restart the first.
+        "goaway-chance": "0.001",
     }
     return _component(
         "kube-apiserver",
@@ -194,6 +209,7 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         logs_directory=LOGS,
         audit=audit_policy(cluster),
         authentication=authentication(cluster) if by_path else None,
+        stop=_shutdown_delay(cluster) + REQUESTS_END,
         etcd_health=[
             f"https://{member.address}:2379/health" for member in cluster.with_role("etcd")
         ],

@@ -370,7 +370,7 @@ class Traffic:
         lab: Lab,
         host: str = "salt",
         *,
-        rate: float = 10,
+        rate: float = 5,
         pause: float = 0.2,
         connect_timeout: float = 1,
         timeout: float = 10,

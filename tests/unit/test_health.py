@@ -232,6 +232,17 @@ def test_answers_of_changing_processes_do_not_count(state, serve, pki):
     assert "not from one process" in ret["comment"]
 
 
+def test_a_unit_that_ends_again_and_again_is_given_up(health, serve):
+    _, url = serve(answers=[(500, "no")] * 1000)
+    numbers = iter(range(1000))
+    health.__salt__ = {
+        "indigo_service.show": lambda _: {"MainPID": "0", "InvocationID": str(next(numbers) // 2)}
+    }
+    found = health.wait_unit("etcd", url, interval=0.01, timeout=20, starts=4)
+    assert (found["ok"], found["starts"]) == (False, 4)
+    assert next(numbers) == 7
+
+
 def test_an_answer_without_a_process_of_the_unit_does_not_count(state, serve, pki):
     state.unit.update(MainPID="0", ActiveState="failed", SubState="failed")
     _, url = serve()

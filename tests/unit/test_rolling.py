@@ -243,11 +243,10 @@ def test_a_holder_whose_lease_ended_is_told_before_it_acts(rolling, store):
 
 
 def test_it_is_renewed_in_the_background_also_while_it_waits(rolling, store):
-    rolling.TTL = 0.2
-    one, two = lock(rolling, "a", ttl=0.2), lock(rolling, "b", ttl=0.2)
+    one, two = lock(rolling, "a", ttl=1), lock(rolling, "b", ttl=1)
     one.acquire()
     with pytest.raises(CommandExecutionError, match="a holds it"):
-        two.acquire(timeout=0.6)
+        two.acquire(timeout=2.5)
     one.confirm()
     two.release()
     one.release()

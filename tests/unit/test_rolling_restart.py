@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
+import threading
 import time
 from types import SimpleNamespace
 
@@ -41,6 +44,7 @@ class Lock:
         self.log = log
         self.fails: dict[str, Exception] = {}
         self.kept = True
+        self.queued: list[int] = []
 
     def _do(self, word) -> None:
         self.log.append(word)
@@ -59,6 +63,12 @@ class Lock:
     def release(self):
         self._do("release")
 
+    def others(self):
+        return self.queued.pop(0) if self.queued else 0
+
+    def again(self):
+        self._do("again")
+
     def lasted(self):
         return self.kept
 
@@ -67,7 +77,7 @@ class Lock:
 def site():
     """This host ``a``, with others whose health is what ``bad`` says."""
     module = load("_modules", "indigo_rolling")
-    module.LOOK = 0.01
+    module.LOOK, module.LAST = 0.01, 0.02
     log: list[str] = []
     here = SimpleNamespace(
         module=module,
@@ -82,6 +92,7 @@ def site():
         vip_moves=True,
         started={"etcd": 1.0, "haproxy": 1.0, "keepalived": 1.0},
         invocation=1,
+        starts=1,
         peers=None,
     )
     module._lock = lambda tier: here.lock
@@ -107,7 +118,7 @@ def site():
     def wait_unit(unit, url, **_):
         log.append(f"wait {unit}")
         answer = check(url)
-        return {"ok": answer["ok"], "last": answer, "unit": show(unit)}
+        return {"ok": answer["ok"], "last": answer, "unit": show(unit), "starts": here.starts}
 
     def pause(unit):
         log.append(f"pause {unit}")
@@ -149,6 +160,56 @@ def test_lock_look_restart_wait_release(site):
     assert "3 members, quorum 2: 3 healthy, one may go; it serves again" in done["comment"]
     steps = [word for word in site.log if word != "keep"]
     assert steps == ["acquire", "confirm", RESTARTED, "wait etcd", "release"]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_clients_are_told_while_there_is_an_address_to_tell_it_from(site, tmp_path, here):
+    path = str(tmp_path / "admin")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
+        admin.bind(path)
+        admin.listen()
+
+        def answer():
+            with contextlib.suppress(OSError):
+                link, _ = admin.accept()
+                site.log.append(link.recv(1024).decode())
+                link.close()
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        site.vip_here = here
+        tier = {**LB, "sessions": {"socket": path, "servers": ["masters/a", "masters/b"]}}
+        assert restart(site, "haproxy", tier)["ok"] is True
+        thread.join(1 if here else 0)
+    order = "shutdown sessions server masters/a;shutdown sessions server masters/b\n"
+    assert (order in site.log) == here
+    if here:
+        assert site.log.index(order) < site.log.index("pause keepalived")
+
+
+def test_a_haproxy_that_takes_no_orders_is_no_reason_to_stay(site):
+    site.vip_here = True
+    tier = {**LB, "sessions": {"socket": "/nonexistent", "servers": ["masters/a"]}}
+    assert restart(site, "haproxy", tier)["ok"] is True
+
+
+def test_who_has_the_address_lets_the_others_go_first(site):
+    site.vip_here, site.lock.queued = True, [2, 1, 0]
+    assert restart(site, "haproxy", LB)["ok"] is True
+    steps = [word for word in site.log if word in ("acquire", "again", "confirm")]
+    assert steps == ["acquire", "again", "acquire", "again", "acquire", "confirm"]
+
+
+def test_who_has_the_address_does_not_stand_back_for_ever(site):
+    site.vip_here, site.lock.queued = True, [1] * 99
+    assert restart(site, "haproxy", LB)["ok"] is True
+    assert site.log.count("again") == len(LB["members"])
+
+
+def test_who_does_not_have_the_address_goes_in_its_turn(site):
+    site.lock.queued = [1] * 99
+    assert restart(site, "haproxy", LB)["ok"] is True
+    assert "again" not in site.log
 
 
 def test_the_others_are_waited_for(site):
@@ -252,6 +313,13 @@ def test_one_that_does_not_come_back_is_told_and_frees_the_lock(site):
     assert "does not serve again: https://a/health: status 500" in done["comment"]
     assert "journalctl -u etcd" in done["comment"]
     assert site.log[-1] == "release"
+
+
+def test_one_that_ends_again_and_again_is_told_so(site):
+    site.serves_after, site.starts = False, site.module.STARTS + 1
+    done = restart(site)
+    assert done["ok"] is False
+    assert "does not serve again: it ends soon after each start, and was st" in done["comment"]
 
 
 def test_the_old_process_does_not_count(site):
