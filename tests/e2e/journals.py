@@ -15,7 +15,7 @@ STARTED = "39f53479d3a045ac8e11786248231fbf"
 STOPPING = "de5b426a63be47a7b6ac3eaac82e2f6f"
 FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 
-_DOWN_OR_UP = re.compile(r"Server ready/(\S+) is (DOWN|UP)\b")
+_UP = re.compile(r"Server ready/(\S+) is UP\b")
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,25 @@ def stops(lab: Lab, host: str, units: Iterable[str], since: float) -> list[Span]
     return found
 
 
-def seen_down(lab: Lab, host: str, since: float) -> list[Span]:
-    """Times for which a load balancer gave masters no new connections, as its haproxy says."""
-    events: dict[str, list[tuple[float, bool]]] = {}
-    for at, one in _entries(lab, host, since, "_SYSTEMD_UNIT=haproxy.service"):
-        if match := _DOWN_OR_UP.search(str(one.get("MESSAGE", ""))):
-            events.setdefault(match[1], []).append((at, match[2] == "UP"))
-    return [span for member, its in events.items() for span in _spans(member, its)]
+def taken_in(lab: Lab, balancer: str, spans: Iterable[Span], since: float) -> list[Span]:
+    """Times without API servers as a load balancer has them: until it takes each in again.
+
+    What it sees of a server that runs all the while, say a check that came too late on a busy
+    machine, is none of them.
+    """
+    up = [
+        (at, match[1])
+        for at, one in _entries(lab, balancer, since, "_SYSTEMD_UNIT=haproxy.service")
+        if (match := _UP.search(str(one.get("MESSAGE", ""))))
+    ]
+    return [
+        Span(
+            span.member,
+            span.begin,
+            min((at for at, name in up if name == span.member and at > span.end), default=span.end),
+        )
+        for span in spans
+    ]
 
 
 def together(spans: Iterable[Span]) -> list[tuple[str, str]]:
