@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from fractions import Fraction
 
 import pytest
+import salt.utils.templates
 from indigo_model import lb
 from indigo_model.cluster import Cluster, Host, Vip
+from support import ROOT
 
 
 def cluster(
@@ -116,3 +120,49 @@ def test_an_override_that_does_not_fit_is_named(overrides, told):
 def test_every_client_fits_into_the_connections():
     # Two files a connection, under the hard limit of the smallest supported host, 20,000.
     assert 5000 <= components(cluster())["haproxy"]["config"]["maxconn"] <= 9900
+
+
+@pytest.mark.parametrize("masters", [1, 2, 3, 5])
+def test_new_connections_go_to_masters_that_are_not_stopping_each_with_the_same_chance(masters):
+    text = configuration(cluster(masters=masters))
+    rules = re.findall(
+        r"use-server (\S+) if \{ srv_is_up\(ready/(\S+)\) \}(?: \{ rand\((\d+)\))?", text
+    )
+    names = [f"m{i}" for i in range(1, masters + 1)]
+    assert all(server == looked_at for server, looked_at, _ in rules)
+    by_chance = [(server, int(of)) for server, _, of in rules if of]
+    assert [server for server, _ in by_chance] == names
+    left, chances = Fraction(1), []
+    for _, of in by_chance:
+        chances.append(left / of)
+        left -= left / of
+    assert (set(chances), left) == ({Fraction(1, masters)}, 0)
+    # With some of them stopping, the dice may name none: then the first that is not.
+    assert [server for server, _, of in rules if not of] == names[:-1]
+
+
+def test_a_master_that_stops_keeps_what_it_has_and_gets_nothing_new():
+    traffic, _, ready = (
+        configuration(cluster()).partition("backend masters")[2].partition("backend ready")
+    )
+    assert "uri /readyz?exclude=shutdown " in traffic
+    assert "shutdown-sessions" in traffic
+    assert "uri /readyz " in ready
+    assert "shutdown-sessions" not in ready
+    assert (" fall 3 " in traffic, " fall 1\n" in ready) == (True, True)
+
+
+def configuration(declared: Cluster) -> str:
+    result = salt.utils.templates.JINJA(
+        str(ROOT / "salt/lb/files/haproxy.cfg.jinja"),
+        to_str=True,
+        opts={"cachedir": "/nonexistent", "file_roots": {"base": [str(ROOT / "salt")]}},
+        saltenv="base",
+        grains={},
+        pillar={"indigo": {"components": components(declared)}},
+        salt={},
+        context={},
+        tmplpath="lb/files/haproxy.cfg.jinja",
+    )
+    assert result["result"], result["data"]
+    return result["data"]
