@@ -7,11 +7,13 @@ The facts are compared on the Salt master with the declared cluster
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +70,9 @@ def facts() -> dict[str, Any]:
         ``code`` and ``pillar`` (fingerprints that tell whether this minion is up to date),
         ``differs`` (why it is not as the last deploy left it, empty when it is),
         ``interfaces`` (name to list of ``address/prefix``), ``init``, ``arch``, ``os``
-        (family, name, major release), ``free_mb`` (folder to MiB), ``time`` (Unix seconds)
-        and ``etcd`` (only on etcd hosts whose pillar is current).
+        (family, name, major release), ``free_mb`` (folder to MiB), ``time`` (Unix seconds),
+        ``taken`` (ports of its roles that foreign programs hold, see :func:`taken`) and ``etcd``
+        (only on etcd hosts whose pillar is current).
 
     CLI Example:
 
@@ -99,9 +102,123 @@ def facts() -> dict[str, Any]:
         ],
         "free_mb": {folder: _free_mb(folder) for folder in ("/opt", "/var/lib")},
         "time": time.time(),
+        "taken": taken(view.get("ports", [])),
     }
     if "etcd" in view.get("roles", []) and "indigo_etcd.facts" in __salt__:
         found["etcd"] = __salt__["indigo_etcd.facts"]()
+    return found
+
+
+def taken(ports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Ports of this host's roles that a foreign program listens on.
+
+    Args:
+        ports: ``{"service", "program", "protocol", "port", "address"}`` each, as in the pillar;
+            ``program`` is the path, or with a slash at its end the folder, of who may hold it.
+
+    Returns:
+        ``{"service", "protocol", "port", "address", "pid", "program"}`` each: where the foreign
+        program listens, and which one it is (``pid`` 0 where this host does not show it).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call indigo_preflight.taken "$(salt-call --out=json pillar.get indigo:ports)"
+    """
+    wanted = [port for port in ports if isinstance(port, Mapping)]
+    hits = [
+        (port, listener) for listener in _listeners() for port in wanted if _meet(port, listener)
+    ]
+    if not hits:
+        return []
+    held = _holders({listener["inode"] for _, listener in hits})
+    if any(listener["inode"] not in held for _, listener in hits):
+        # Whoever is not found has gone meanwhile, or is out of this host's sight.
+        still = {listener["inode"] for listener in _listeners()}
+        hits = [hit for hit in hits if hit[1]["inode"] in held or hit[1]["inode"] in still]
+    found = []
+    for port, listener in hits:
+        pid, program = held.get(listener["inode"], (0, ""))
+        # A socket of the kernel itself, such as VXLAN's, belongs to no process.
+        if program.startswith(port["program"]) or (not pid and port["protocol"] == "udp"):
+            continue
+        found.append(
+            {
+                "service": port["service"],
+                "protocol": port["protocol"],
+                "port": port["port"],
+                "address": listener["address"],
+                "pid": pid,
+                "program": program,
+            }
+        )
+    return found
+
+
+def _meet(port: Mapping[str, Any], listener: Mapping[str, Any]) -> bool:
+    """Whether two cannot listen at once: the same port, and an address in common."""
+    if (port["protocol"], port["port"]) != (listener["protocol"], listener["port"]):
+        return False
+    every = ("0.0.0.0", "::")
+    return port["address"] == listener["address"] or bool(
+        {port["address"], listener["address"]} & set(every)
+    )
+
+
+def _listeners(folder: str = "/proc/net") -> list[dict[str, Any]]:
+    """Every socket that listens on this host, from the kernel's own tables."""
+    found = []
+    for protocol, states in (("tcp", ("0A",)), ("udp", ("07",))):
+        for family in ("", "6"):
+            try:
+                text = Path(folder, protocol + family).read_text(encoding="ascii")
+            except OSError:
+                continue  # a kernel without IPv6
+            for line in text.splitlines()[1:]:
+                fields = line.split()
+                if len(fields) < 10 or fields[3] not in states:
+                    continue
+                address, _, number = fields[1].partition(":")
+                found.append(
+                    {
+                        "protocol": protocol,
+                        "address": _address(address),
+                        "port": int(number, 16),
+                        "inode": fields[9],
+                    }
+                )
+    return found
+
+
+def _address(text: str) -> str:
+    """An address as the kernel prints it: words of 32 bits in the host's byte order.
+
+    >>> _address("0100007F"), _address("00000000000000000000000000000000")
+    ('127.0.0.1', '::')
+    """
+    words = [int(text[at : at + 8], 16).to_bytes(4, sys.byteorder) for at in range(0, len(text), 8)]
+    found = ipaddress.ip_address(b"".join(words))
+    mapped = getattr(found, "ipv4_mapped", None)
+    return str(mapped or found)
+
+
+def _holders(inodes: set[str], folder: str = "/proc") -> dict[str, tuple[int, str]]:
+    """Which process has which of some sockets: inode to process id and path of the program."""
+    found: dict[str, tuple[int, str]] = {}
+    for entry in os.scandir(folder):
+        if not entry.name.isdigit():
+            continue
+        try:
+            for file in os.scandir(f"{entry.path}/fd"):
+                target = os.readlink(file.path)
+                if target.startswith("socket:[") and target[8:-1] in inodes:
+                    program = os.readlink(f"{entry.path}/exe")
+                    found.setdefault(target[8:-1], (int(entry.name), program))
+        except OSError:
+            continue  # it has ended
+        if len(found) == len(inodes):
+            break
     return found
 
 

@@ -21,6 +21,9 @@ ROLES = ("ca", "lb", "etcd", "master", "node")
 #: Networks that can carry the pods.
 POD_NETWORKS = ("routes", "flannel")
 
+#: What may guard a host's ports, see :mod:`ports`.
+FIREWALLS = ("none", "nftables")
+
 #: Parts whose settings a site may override, each with ``flags`` and ``config``.
 COMPONENTS = (
     "haproxy",
@@ -118,6 +121,9 @@ class Cluster:
     timers: Mapping[str, float] = field(default_factory=lambda: TIMERS)
     certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
     addons: Mapping[str, Any] = field(default_factory=dict)
+    firewall: str = "none"
+    #: Networks that hold every host, where the file tells them.
+    lans: tuple[str, ...] = ()
 
     @cached_property
     def _by_role(self) -> Mapping[str, tuple[Host, ...]]:
@@ -179,6 +185,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         for id_, spec in document["hosts"].items()
     }
     networks = document["networks"]
+    lans = networks.get("hosts", ())
     return Cluster(
         name=document["name"],
         hosts=hosts,
@@ -194,4 +201,6 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         timers={**TIMERS, **document.get("timers", {})},
         certificates={**CERTIFICATES, **document.get("certificates", {})},
         addons=document.get("addons", {}),
+        firewall=document.get("firewall", "none"),
+        lans=(lans,) if isinstance(lans, str) else tuple(lans),
     )

@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import addons, artifacts, etcd, lb, master, node, pki, rolling, tokens
+from . import addons, artifacts, etcd, lb, master, node, pki, ports, rolling, tokens
 from .cluster import PATHS, Cluster, Host
 
 #: Layers in the order in which they build on each other.
-LAYERS = (artifacts, pki, tokens, lb, etcd, master, node, rolling, addons)
+LAYERS = (artifacts, pki, tokens, lb, etcd, master, node, rolling, addons, ports)
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:

@@ -91,6 +91,13 @@ def _of_host(
             f"hosts.{id_}.address: {host['address']} is not on {id_}, which has {have or 'none'}: "
             "correct the key, or the host's network"
         )
+    for port in fact.get("taken", []):
+        who = f"{port['program']} (process {port['pid']})" if port["pid"] else "an unseen process"
+        where = f"port {port['port']}/{port['protocol']}"
+        found.append(
+            f"{id_}: {where} is taken by {who} on {port['address']}; {port['service']} needs "
+            "it: stop that program there, or give it another port"
+        )
     if "lb" in roles:
         found += _of_balancer(id_, host.get("interface"), vip, interfaces)
     for role in roles:

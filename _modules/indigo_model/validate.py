@@ -22,7 +22,16 @@ import yaml
 from . import artifacts, etcd
 from . import versions as table
 from .addons import NODES_A_REPLICA
-from .cluster import API_PORT, CERTIFICATES, COMPONENTS, POD_NETWORKS, ROLES, TIMERS, VIP_PORT
+from .cluster import (
+    API_PORT,
+    CERTIFICATES,
+    COMPONENTS,
+    FIREWALLS,
+    POD_NETWORKS,
+    ROLES,
+    TIMERS,
+    VIP_PORT,
+)
 
 __all__ = ["KEYS", "DocumentError", "Key", "load", "problems", "reference"]
 
@@ -783,6 +792,14 @@ KEYS: tuple[Key, ...] = (
         default="routes",
         check=_one_of(POD_NETWORKS),
     ),
+    Key(
+        "firewall",
+        ", ".join(f"`{kind}`" for kind in FIREWALLS),
+        "What keeps others from the cluster's ports on every host. It needs `networks.hosts`. "
+        "What it does: [operations/ports.md](operations/ports.md).",
+        default="none",
+        check=_one_of(FIREWALLS),
+    ),
     Key("versions", "mapping", "Releases to install, always in quotes."),
     *(
         Key(
@@ -1365,6 +1382,19 @@ def _network_relations(known: _Known) -> Iterator[str]:
             )
 
 
+def _firewall_relations(known: _Known) -> Iterator[str]:
+    kind = known.at("firewall")
+    networks = known.document.get("networks")
+    if kind in (None, "none") or not isinstance(networks, Mapping) or "hosts" in networks:
+        return
+    yield _problem(
+        "networks.hosts",
+        f"no such key, and firewall: {kind}",
+        "the networks of all hosts, from which the firewall lets nodes come",
+        "add it, or set firewall to none",
+    )
+
+
 def _version_relations(known: _Known) -> Iterator[str]:
     if "versions" in known.document and not isinstance(known.document["versions"], Mapping):
         return
@@ -1494,6 +1524,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _role_relations,
     _vip_relations,
     _network_relations,
+    _firewall_relations,
     _version_relations,
     _override_relations,
     _timer_relations,
@@ -1516,7 +1547,7 @@ def problems(document: Any) -> list[str]:
 
     Example:
         >>> problems({"nmae": "x"})[-1]
-        'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, \
+        'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, firewall, \
 versions, artifacts, images, overrides, timers, certificates, addons; did you mean name?'
     """
     if not isinstance(document, Mapping):

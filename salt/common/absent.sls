@@ -4,12 +4,11 @@
 {% set indigo = pillar.indigo %}
 {% set layers = indigo.roles | reject('equalto', 'ca') | list %}
 
-{% if layers %}
 include:
+  - firewall.absent
 {% for role in layers %}
   - {{ role }}.absent
 {% endfor %}
-{% endif %}
 
 {% for path in [
   indigo.paths.kubernetes, indigo.paths.artifacts, '/usr/local/lib/indigo', '/var/lib/indigo/deployed.json'

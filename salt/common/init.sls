@@ -3,6 +3,7 @@
 
 include:
   - common.packages
+  - firewall
   - common.accounts
   - common.folders
   - common.certificates

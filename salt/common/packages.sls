@@ -1,7 +1,7 @@
 {% import_yaml 'common/packages.yaml' as packages %}
 {% set names = [] %}
-{% for role in ['all'] + pillar.indigo.roles %}
-{%   do names.extend(packages[role].get(grains.os_family, [])) %}
+{% for part in ['all'] + pillar.indigo.roles + [pillar.indigo.firewall.kind] %}
+{%   do names.extend(packages[part].get(grains.os_family, [])) %}
 {% endfor %}
 
 # One transaction for all of them; the package index is fetched only when one is missing.

@@ -56,7 +56,9 @@ def release(minor: int) -> str:
     return LATEST if versions.minor(LATEST) == minor else f"1.{minor}.2"
 
 
-def document(kind: str, kubernetes: str = LATEST, network: str = "routes") -> dict[str, Any]:
+def document(
+    kind: str, kubernetes: str = LATEST, network: str = "routes", firewall: str = "none"
+) -> dict[str, Any]:
     """A cluster file: `ha` has a host per role, `single` one host that has them all."""
     roles = (
         {"all1": list(ALL)}
@@ -92,6 +94,7 @@ def document(kind: str, kubernetes: str = LATEST, network: str = "routes") -> di
             "hosts": "10.77.0.0/24",
         },
         "network": network,
+        "firewall": firewall,
         "hosts": {
             id_: {"address": f"10.77.0.{20 + n}", "roles": listed}
             for n, (id_, listed) in enumerate(roles.items())
@@ -106,9 +109,11 @@ def document(kind: str, kubernetes: str = LATEST, network: str = "routes") -> di
 
 
 @functools.cache
-def declared(kind: str, kubernetes: str = LATEST, network: str = "routes") -> model.Cluster:
+def declared(
+    kind: str, kubernetes: str = LATEST, network: str = "routes", firewall: str = "none"
+) -> model.Cluster:
     """The cluster of :func:`document`, which must be a valid one."""
-    data = document(kind, kubernetes, network)
+    data = document(kind, kubernetes, network, firewall)
     found = validate.problems(data)
     assert not found, found
     return model.parse(data)
@@ -116,10 +121,14 @@ def declared(kind: str, kubernetes: str = LATEST, network: str = "routes") -> mo
 
 @functools.cache
 def pillar(
-    kind: str, host: str, kubernetes: str = LATEST, network: str = "routes"
+    kind: str,
+    host: str,
+    kubernetes: str = LATEST,
+    network: str = "routes",
+    firewall: str = "none",
 ) -> dict[str, Any]:
     """The pillar of one host, as the Salt master hands it out: through JSON."""
-    declaration = declared(kind, kubernetes, network)
+    declaration = declared(kind, kubernetes, network, firewall)
     return json.loads(json.dumps(derive.pillar(declaration, declaration.hosts[host])))
 
 

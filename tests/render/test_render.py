@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
+from indigo_model.cluster import FIREWALLS
 from render_compiler import ALL, LATEST, MINORS, ROOT, SYSTEMS, Minion, declared, pillar, release
 
 try:
@@ -169,7 +170,7 @@ def syntax(name: str, text: str) -> None:
         for line in text.splitlines():
             if line.strip() and not re.fullmatch(r"-?[\w./-]+ ?= ?\S+( \S+)*|#.*", line):
                 raise ValueError(f"{line!r} sets nothing")
-    elif name.endswith("keepalived.conf") and text.count("{") != text.count("}"):
+    elif name.endswith((".nft", "keepalived.conf")) and text.count("{") != text.count("}"):
         raise ValueError("braces are not balanced")
 
 
@@ -252,6 +253,17 @@ def test_one_host_with_all_roles_over_both_networks(system: str, network: str) -
     none_of(state_faults(system, data, ["common", *ALL, "addons"]))
 
 
+@pytest.mark.parametrize("firewall", [kind for kind in FIREWALLS if kind != "none"])
+@pytest.mark.parametrize("system", ["debian12", "rocky9"])
+def test_every_role_behind_a_firewall(system: str, firewall: str) -> None:
+    faults = []
+    for kind, host in [("single", "all1"), *(("ha", host) for host in HOSTS.values())]:
+        data = pillar(kind, host, firewall=firewall)
+        sls = ["common", *data["indigo"]["roles"]]
+        faults += [f"{host}: {fault}" for fault in state_faults(system, data, sls)]
+    none_of(faults)
+
+
 @pytest.mark.parametrize("system", ["debian12", "rocky9"])
 def test_what_a_deploy_applies_to_hosts(system: str) -> None:
     faults = []
@@ -278,7 +290,7 @@ def test_every_role_can_be_removed(system: str, network: str) -> None:
 def test_systemd_knows_every_line_of_the_units(network: str, tmp_path: Path) -> None:
     """systemd only warns of a directive that it does not know, and goes on without it."""
     subject = minion("debian12")
-    subject.use(pillar("single", "all1", LATEST, network))
+    subject.use(pillar("single", "all1", LATEST, network, FIREWALLS[-1]))
     units = []
     for chunk in subject.compile(["common", *ALL]).chunks:
         if chunk["state"] == "file" and str(chunk["name"]).endswith((".service", ".timer")):
@@ -296,11 +308,12 @@ def test_every_role_has_an_inverse(role: str) -> None:
     assert (SALT / role / "absent.sls").is_file()
 
 
+@pytest.mark.parametrize("firewall", FIREWALLS)
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("role", ALL)
-def test_the_inverse_removes_what_the_role_brings(role: str, network: str) -> None:
+def test_the_inverse_removes_what_the_role_brings(role: str, network: str, firewall: str) -> None:
     """Files, folders, units and packages: what a host's states bring, its inverse takes away."""
-    data = pillar("ha", HOSTS[role], LATEST, network)
+    data = pillar("ha", HOSTS[role], LATEST, network, firewall)
     subject = minion("debian12")
     subject.use(data)
     brought = subject.compile(["common", role])
@@ -322,7 +335,7 @@ def test_the_inverse_removes_what_the_role_brings(role: str, network: str) -> No
 
 
 #: Folders of the system that other software may use too.
-SHARED_FOLDERS = {"/usr/local/bin"}
+SHARED_FOLDERS = {"/usr/local/bin", "/etc/indigo"}
 
 
 def test_every_inverse_is_reached() -> None:

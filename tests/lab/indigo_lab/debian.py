@@ -42,6 +42,8 @@ BUILD = {
 }
 # What a cluster host installs from its distribution.
 CLUSTER = ("haproxy", "keepalived", "iptables", "conntrack", "ipset", "socat", "ethtool")
+# What it installs only where the cluster's file asks for it: no prepared host has it.
+OPTIONAL = ("nftables",)
 
 
 def release() -> str:

@@ -335,17 +335,20 @@ class Lab:
         say(f"lab up: {len(hosts)} minions answer (next: tests/lab/lab deploy)")
 
     def _repository(self, disk: Path) -> list[Path]:
-        """The guests' package repository; the packages in it."""
+        """Make the guests' package repository; the packages that a prepared host has of it."""
         folder = cache("www", "debian")
         stamp = cache("www", ".debian-for")
-        wanted = f"1 {disk.name} {' '.join(debian.CLUSTER)}"
-        if not stamp.exists() or stamp.read_text() != wanted:
+        wanted = f"2 {disk.name} {' '.join((*debian.CLUSTER, *debian.OPTIONAL))}"
+        lines = stamp.read_text().splitlines() if stamp.exists() else [""]
+        if lines[0] != wanted:
             say("packages: download what the hosts install")
             apt = debian.Apt(status=disk / "var/lib/dpkg/status")
             apt.update()
-            debian.repository(apt.packages(debian.CLUSTER), folder)
-            write(stamp, wanted)
-        return sorted(folder.glob("*.deb"))
+            usual = apt.packages(debian.CLUSTER)
+            debian.repository(apt.packages((*debian.CLUSTER, *debian.OPTIONAL)), folder)
+            lines = [wanted, *(path.name.replace("%3a", "_") for path in usual)]
+            write(stamp, "\n".join(lines))
+        return sorted(folder / name for name in lines[1:])
 
     def _write_site(self, now: _State, published: artifacts.Published) -> None:
         document = site.cluster(now.hosts, published, cgroup_v1=engine.cgroup_v1())

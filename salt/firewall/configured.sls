@@ -1,0 +1,32 @@
+include:
+  - firewall.installed
+
+The folder of what guards the ports exists:
+  file.directory:
+    - name: /etc/indigo
+    - user: root
+    - group: root
+    - mode: '0755'
+
+# nft -c has the kernel judge the rules: what it would refuse never becomes the file.
+The rules of the firewall are in place:
+  file.managed:
+    - name: /etc/indigo/firewall.nft
+    - source: salt://firewall/files/firewall.nft.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - check_cmd: /usr/sbin/nft -c -f
+    - require:
+      - sls: common.packages
+      - file: The folder of what guards the ports exists
+
+The unit of the firewall is in place:
+  file.managed:
+    - name: /etc/systemd/system/indigo-firewall.service
+    - source: salt://firewall/files/indigo-firewall.service.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'

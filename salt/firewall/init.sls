@@ -1,0 +1,11 @@
+# Nobody but those of docs/operations/ports.md reaches the cluster's ports; nothing else is touched.
+{% set kind = pillar.indigo.firewall.kind %}
+
+include:
+{%- if kind == 'none' %}
+  - firewall.absent
+{%- else %}
+  - firewall.installed
+  - firewall.configured
+  - firewall.running
+{%- endif %}
