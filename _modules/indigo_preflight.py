@@ -160,10 +160,8 @@ def _meet(port: Mapping[str, Any], listener: Mapping[str, Any]) -> bool:
     """Whether two cannot listen at once: the same port, and an address in common."""
     if (port["protocol"], port["port"]) != (listener["protocol"], listener["port"]):
         return False
-    every = ("0.0.0.0", "::")
-    return port["address"] == listener["address"] or bool(
-        {port["address"], listener["address"]} & set(every)
-    )
+    either = {port["address"], listener["address"]}
+    return len(either) == 1 or any(ipaddress.ip_address(one).is_unspecified for one in either)
 
 
 def _listeners(folder: str = "/proc/net") -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ NODE_PORTS = "30000-32767"
 
 #: Where a program listens.
 OWN, VIRTUAL, LOOPBACK, EVERY = "its address", "the virtual address", "loopback", "every address"
+_EVERY = "0.0.0.0"  # noqa: S104 - named, not bound
 
 #: Who may come, beside the hosts of a role.
 ANYONE, PODS, HOSTS = "anyone", "pods", "hosts"
@@ -220,7 +221,7 @@ def _span(where: str, value: Any) -> str:
 def _given(role: str, service: str, where: str, bind: str, why: str) -> Port:
     """A row for ``address:port``: who binds it to more than loopback means others to come."""
     address, _, port = bind.rpartition(":")
-    address = address.strip("[]") or "0.0.0.0"
+    address = address.strip("[]") or _EVERY
     if not port.isdigit():
         raise ValueError(f"{where}: found {bind!r}; expected an address and a port")
     if address == "localhost" or _is(address, "is_loopback"):
@@ -252,7 +253,7 @@ def address(cluster: Cluster, host: Host, row: Port) -> str:
     >>> address(c, Host("l", "10.0.0.1", ("lb",)), table(c, "lb")[0])
     '10.0.0.9'
     """
-    fixed = {LOOPBACK: "127.0.0.1", EVERY: "0.0.0.0", VIRTUAL: cluster.vip.address}
+    fixed = {LOOPBACK: "127.0.0.1", EVERY: _EVERY, VIRTUAL: cluster.vip.address}
     return fixed.get(row.at, host.address)
 
 

@@ -1547,8 +1547,8 @@ def problems(document: Any) -> list[str]:
 
     Example:
         >>> problems({"nmae": "x"})[-1]
-        'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, firewall, \
-versions, artifacts, images, overrides, timers, certificates, addons; did you mean name?'
+        'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, \
+firewall, versions, artifacts, images, overrides, timers, certificates, addons; did you mean name?'
     """
     if not isinstance(document, Mapping):
         return [
