@@ -31,6 +31,7 @@ FOLDERS = (
     "/etc/containerd",
     "/etc/etcd",
     "/etc/haproxy",
+    "/etc/indigo/firewall",
     "/etc/keepalived",
     "/etc/kubernetes",
     "/etc/sysctl.d",
@@ -67,7 +68,8 @@ def differs() -> str:
         return f"{RECORD} cannot be read"
     if not isinstance(record, Mapping):
         return f"{RECORD} cannot be read"
-    return difference(record, _inputs(), dict(entries(FOLDERS)), time.time()) or _stopped()
+    files = dict(entries(FOLDERS))
+    return difference(record, _inputs(), files, time.time()) or _stopped() or _unguarded()
 
 
 def difference(
@@ -215,3 +217,10 @@ def _stopped() -> str:
     )
     answers = zip(units, done.stdout.split(), strict=False)
     return next((f"{unit} is {state}" for unit, state in answers if state != "active"), "")
+
+
+def _unguarded() -> str:
+    """What of the firewall is not in the kernel, where there is to be one."""
+    if __pillar__.get("indigo", {}).get("firewall", {}).get("kind", "none") == "none":
+        return ""
+    return "; ".join(__salt__["indigo_firewall.differences"]())

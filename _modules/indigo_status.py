@@ -55,8 +55,11 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
     """
     view = __pillar__.get("indigo", {})
     roles = view.get("roles", [])
+    expected = units(roles)
+    if view.get("firewall", {}).get("kind", "none") != "none":
+        expected.append("indigo-firewall")
     found: dict[str, Any] = {
-        "units": {unit: __salt__["indigo_service.active"](unit) for unit in units(roles)},
+        "units": {unit: __salt__["indigo_service.active"](unit) for unit in expected},
         "certificates": _tried(__salt__["indigo_pki.status"]),
     }
     if "lb" in roles:

@@ -4,7 +4,7 @@ The firewall is stopped:
   indigo_service.stopped:
     - name: indigo-firewall
 
-{% for path in ['/etc/systemd/system/indigo-firewall.service', '/etc/indigo/firewall.nft'] %}
+{% for path in ['/etc/systemd/system/indigo-firewall.service', '/etc/indigo/firewall'] %}
 {{ path }} is gone:
   file.absent:
     - name: {{ path }}

@@ -3,15 +3,16 @@ include:
 
 The folder of what guards the ports exists:
   file.directory:
-    - name: /etc/indigo
+    - name: /etc/indigo/firewall
     - user: root
     - group: root
     - mode: '0755'
+    - makedirs: True
 
 # nft -c has the kernel judge the rules: what it would refuse never becomes the file.
 The rules of the firewall are in place:
   file.managed:
-    - name: /etc/indigo/firewall.nft
+    - name: /etc/indigo/firewall/rules.nft
     - source: salt://firewall/files/firewall.nft.jinja
     - template: jinja
     - user: root

@@ -6,7 +6,7 @@ The firewall guards the cluster's ports:
     - name: indigo-firewall
     - reload: True
     - files:
-      - /etc/indigo/firewall.nft
+      - /etc/indigo/firewall/rules.nft
     - require:
       - file: The rules of the firewall are in place
       - file: The unit of the firewall is in place
@@ -15,6 +15,6 @@ The firewall guards the cluster's ports:
 The kernel has the rules of the firewall:
   indigo_firewall.loaded:
     - unit: indigo-firewall
-    - rules: /etc/indigo/firewall.nft
+    - rules: /etc/indigo/firewall/rules.nft
     - require:
       - indigo_service: The firewall guards the cluster's ports

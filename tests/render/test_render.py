@@ -335,7 +335,7 @@ def test_the_inverse_removes_what_the_role_brings(role: str, network: str, firew
 
 
 #: Folders of the system that other software may use too.
-SHARED_FOLDERS = {"/usr/local/bin", "/etc/indigo"}
+SHARED_FOLDERS = {"/usr/local/bin"}
 
 
 def test_every_inverse_is_reached() -> None:
