@@ -30,6 +30,7 @@ RECORD = "/var/lib/indigo/deployed.json"
 FOLDERS = (
     "/etc/containerd",
     "/etc/etcd",
+    "/etc/firewalld/policies",
     "/etc/haproxy",
     "/etc/indigo/firewall",
     "/etc/keepalived",
@@ -220,7 +221,7 @@ def _stopped() -> str:
 
 
 def _unguarded() -> str:
-    """What of the firewall is not in the kernel, where there is to be one."""
-    if __pillar__.get("indigo", {}).get("firewall", {}).get("kind", "none") == "none":
+    """What of the packet filter is not in the kernel, where there is to be one."""
+    if __pillar__.get("indigo", {}).get("firewall", {}).get("kind") != "nftables":
         return ""
     return "; ".join(__salt__["indigo_firewall.differences"]())

@@ -8,7 +8,9 @@ Source: ``nft(8)``, "Ruleset" and the option ``--stateless``.
 
 from __future__ import annotations
 
+import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 NFT = "/usr/sbin/nft"
@@ -54,3 +56,43 @@ def differences() -> list[str]:
     if not found:
         return [f"the table {' '.join(TABLE)} is not in the kernel ({problem or 'no answer'})"]
     return [] if found == wanted else [f"the table {' '.join(TABLE)} was changed by hand"]
+
+
+# firewalld reads files that end in .xml; a policy of another name waits to be forgotten.
+_REMOVED = ".removed"
+
+
+def policies(files: Iterable[str]) -> list[str]:
+    """Those of some policies that firewalld may have loaded.
+
+    Args:
+        files: Paths below ``/etc/firewalld/policies``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt node1 indigo_firewall.policies '[/etc/firewalld/policies/indigo-ports.xml]'
+    """
+    return [path for path in files if os.path.exists(path) or os.path.exists(path + _REMOVED)]
+
+
+def forget(files: Iterable[str]) -> None:
+    """Have firewalld, if it runs, go on without some of its policies.
+
+    Broken off at any moment, another call completes it: a policy's file goes last.
+
+    Args:
+        files: Paths below ``/etc/firewalld/policies``.
+
+    Raises:
+        CommandExecutionError: firewalld did not take up what is left.
+    """
+    found = policies(files)
+    for path in found:
+        if os.path.exists(path):
+            os.replace(path, path + _REMOVED)
+    if found and __salt__["indigo_service.active"]("firewalld"):
+        __salt__["indigo_service.reload"]("firewalld")
+    for path in found:
+        os.unlink(path + _REMOVED)

@@ -16,6 +16,13 @@ UNITS: Mapping[str, tuple[str, ...]] = {
     "node": ("containerd", "kubelet", "kube-proxy"),
 }
 
+#: Units that each kind of firewall runs.
+FIREWALLS: Mapping[str, tuple[str, ...]] = {
+    "none": (),
+    "nftables": ("indigo-firewall",),
+    "firewalld": ("firewalld",),
+}
+
 
 def __virtual__() -> str:
     return "indigo_status"
@@ -55,9 +62,8 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
     """
     view = __pillar__.get("indigo", {})
     roles = view.get("roles", [])
-    expected = units(roles)
-    if view.get("firewall", {}).get("kind", "none") != "none":
-        expected.append("indigo-firewall")
+    kind = view.get("firewall", {}).get("kind", "none")
+    expected = [*units(roles), *FIREWALLS[kind]]
     found: dict[str, Any] = {
         "units": {unit: __salt__["indigo_service.active"](unit) for unit in expected},
         "certificates": _tried(__salt__["indigo_pki.status"]),

@@ -22,7 +22,7 @@ ROLES = ("ca", "lb", "etcd", "master", "node")
 POD_NETWORKS = ("routes", "flannel")
 
 #: What may guard a host's ports, see :mod:`ports`.
-FIREWALLS = ("none", "nftables")
+FIREWALLS = ("none", "nftables", "firewalld")
 
 #: Parts whose settings a site may override, each with ``flags`` and ``config``.
 COMPONENTS = (

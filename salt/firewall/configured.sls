@@ -1,6 +1,9 @@
+{% set indigo = pillar.indigo %}
+
 include:
   - firewall.installed
 
+{% if indigo.firewall.kind == 'nftables' %}
 The folder of what guards the ports exists:
   file.directory:
     - name: /etc/indigo/firewall
@@ -13,7 +16,7 @@ The folder of what guards the ports exists:
 The rules of the firewall are in place:
   file.managed:
     - name: /etc/indigo/firewall/rules.nft
-    - source: salt://firewall/files/firewall.nft.jinja
+    - source: salt://firewall/files/rules.nft.jinja
     - template: jinja
     - user: root
     - group: root
@@ -31,3 +34,26 @@ The unit of the firewall is in place:
     - user: root
     - group: root
     - mode: '0644'
+{% else %}
+firewalld knows the cluster's ports:
+  file.managed:
+    - name: /etc/firewalld/policies/indigo-ports.xml
+    - source: salt://firewall/files/indigo-ports.xml.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - makedirs: True
+
+{% if 'node' in indigo.roles %}
+firewalld knows the pod network:
+  file.managed:
+    - name: /etc/firewalld/policies/indigo-pods.xml
+    - source: salt://firewall/files/indigo-pods.xml.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - makedirs: True
+{% endif %}
+{% endif %}

@@ -8,4 +8,5 @@ include:
   - firewall.installed
   - firewall.configured
   - firewall.running
+  - firewall.{{ 'nftables' if kind == 'firewalld' else 'firewalld' }}_absent
 {%- endif %}

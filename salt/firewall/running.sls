@@ -1,6 +1,9 @@
+{% set indigo = pillar.indigo %}
+
 include:
   - firewall.configured
 
+{% if indigo.firewall.kind == 'nftables' %}
 The firewall guards the cluster's ports:
   indigo_service.running:
     - name: indigo-firewall
@@ -18,3 +21,14 @@ The kernel has the rules of the firewall:
     - rules: /etc/indigo/firewall/rules.nft
     - require:
       - indigo_service: The firewall guards the cluster's ports
+{% else %}
+firewalld guards the cluster's ports:
+  indigo_firewall.firewalld:
+    - files:
+      - /etc/firewalld/policies/indigo-ports.xml
+{%- if 'node' in indigo.roles %}
+      - /etc/firewalld/policies/indigo-pods.xml
+{%- endif %}
+    - require:
+      - sls: firewall.configured
+{% endif %}

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -147,7 +148,7 @@ def file_faults(subject: Minion, chunk: Mapping[str, Any]) -> Iterator[str]:
             yield f"{id_}: {name} has the line {line!r}"
     try:
         syntax(name, text)
-    except (ValueError, KeyError, yaml.YAMLError, configparser.Error) as err:
+    except (ValueError, KeyError, SyntaxError, yaml.YAMLError, configparser.Error) as err:
         yield f"{id_}: {name} is broken: {err}"
 
 
@@ -162,6 +163,8 @@ def syntax(name: str, text: str) -> None:
     elif suffix in (".json", ".conflist"):
         # The template of a CNI configuration has Go's own fields.
         json.loads(re.sub(r"\{\{\.\w+\}\}", "10.0.0.0/24", text))
+    elif suffix == ".xml":
+        ElementTree.fromstring(text)
     elif suffix == ".toml":
         tomllib.loads(text)
     elif suffix in (".service", ".socket", ".timer", ".target"):
@@ -290,7 +293,7 @@ def test_every_role_can_be_removed(system: str, network: str) -> None:
 def test_systemd_knows_every_line_of_the_units(network: str, tmp_path: Path) -> None:
     """systemd only warns of a directive that it does not know, and goes on without it."""
     subject = minion("debian12")
-    subject.use(pillar("single", "all1", LATEST, network, FIREWALLS[-1]))
+    subject.use(pillar("single", "all1", LATEST, network, "nftables"))
     units = []
     for chunk in subject.compile(["common", *ALL]).chunks:
         if chunk["state"] == "file" and str(chunk["name"]).endswith((".service", ".timer")):
@@ -321,6 +324,7 @@ def test_the_inverse_removes_what_the_role_brings(role: str, network: str, firew
     none_of(brought.errors + taken.errors)
     gone = {str(c["name"]) for c in taken.chunks if (c["state"], c["fun"]) == ("file", "absent")}
     gone |= {str(c["name"]) for c in taken.chunks if c["fun"].endswith("_absent")}
+    gone |= {path for c in taken.chunks if c["fun"] == "firewalld_absent" for path in c["files"]}
     stopped = {c["name"] for c in taken.chunks if c["fun"] == "stopped"}
     faults = []
     for chunk in brought.chunks:
