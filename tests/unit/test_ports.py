@@ -258,3 +258,75 @@ def test_rules_that_do_not_come_are_a_failure(kernel, monkeypatch):
     states.__salt__["indigo_service.restart"] = lambda unit, files: None
     found = states.loaded("x", "indigo-firewall", "/rules")
     assert found["result"] is False and "journalctl -u indigo-firewall" in found["comment"]
+
+
+# --- firewalld --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def policies(monkeypatch, tmp_path):
+    """Two policies of ours on a host whose firewalld runs; what was reloaded."""
+    seen: dict[str, Any] = {"active": True, "reloaded": 0, "files": [], "fails": False}
+    for name in ("indigo-ports.xml", "indigo-pods.xml"):
+        (tmp_path / name).write_text("<policy/>")
+        seen["files"].append(str(tmp_path / name))
+
+    def reload(unit):
+        assert unit == "firewalld"
+        # By then it reads none of them.
+        assert not list(tmp_path.glob("*.xml"))
+        if seen["fails"]:
+            raise states.CommandExecutionError("firewalld is ill")
+        seen["reloaded"] += 1
+
+    functions = {
+        "indigo_service.active": lambda unit: seen["active"],
+        "indigo_service.reload": reload,
+        "indigo_firewall.policies": firewall.policies,
+        "indigo_firewall.forget": firewall.forget,
+    }
+    for module_ in (firewall, states):
+        monkeypatch.setattr(module_, "__salt__", functions, raising=False)
+    monkeypatch.setattr(states, "__opts__", {"test": False}, raising=False)
+    seen["folder"] = tmp_path
+    return seen
+
+
+def test_firewalld_forgets_and_a_second_run_changes_nothing(policies):
+    states.__opts__["test"] = True
+    found = states.firewalld_absent("x", policies["files"])
+    assert (found["result"], policies["reloaded"]) == (None, 0)
+    states.__opts__["test"] = False
+    found = states.firewalld_absent("x", policies["files"])
+    assert found["changes"] == {"removed": policies["files"]} and policies["reloaded"] == 1
+    assert list(policies["folder"].iterdir()) == []
+    found = states.firewalld_absent("x", policies["files"])
+    assert (found["result"], found["changes"], policies["reloaded"]) == (True, {}, 1)
+
+
+def test_forgetting_that_was_broken_off_is_completed(policies):
+    policies["fails"] = True
+    found = states.firewalld_absent("x", policies["files"])
+    assert (found["result"], found["comment"]) == (False, "firewalld is ill")
+    policies["fails"] = False
+    found = states.firewalld_absent("x", policies["files"])
+    assert found["result"] is True and policies["reloaded"] == 1
+    assert list(policies["folder"].iterdir()) == []
+
+
+def test_a_firewalld_that_does_not_run_is_not_started(policies, monkeypatch):
+    policies["active"] = False
+    found = states.firewalld("x", policies["files"])
+    assert found["result"] is False and "does not run on this host" in found["comment"]
+    policies["active"] = True
+    asked = []
+
+    def running(**arguments):
+        asked.append(arguments)
+        return {"name": "firewalld", "result": True, "changes": {}, "comment": ""}
+
+    monkeypatch.setattr(states, "__states__", {"indigo_service.running": running}, raising=False)
+    assert states.firewalld("x", policies["files"])["name"] == "x"
+    assert asked == [
+        {"name": "firewalld", "files": policies["files"], "reload": True, "enable": False}
+    ]
