@@ -54,6 +54,19 @@ def status(timeout: float = 15) -> dict[str, Any]:
     return {"outputter": "indigo_status", "data": assess(plan, reports)}
 
 
+def preflight(timeout: float = 15) -> dict[str, Any]:
+    """Is everything there for a deploy? Changes nothing; see ``indigo_preflight.run``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.preflight
+        salt-run indigo.preflight --out json
+    """
+    return __salt__["indigo_preflight.run"](timeout=timeout)
+
+
 def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the hosts' reports into what an operator wants to see, and into problems.
 

@@ -187,6 +187,29 @@ def host_problems(facts: dict[str, Any]) -> list[str]:
     return preflight.host_problems(plan(), facts)
 
 
+def ways() -> dict[str, list[Any]]:
+    """Which host must reach which port of which other, see :mod:`survey`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.ways
+    """
+    from . import survey
+
+    return {id_: [list(way) for way in found] for id_, found in survey.ways(_cluster()).items()}
+
+
+def checks(
+    facts: dict[str, Any], surveys: dict[str, Any], reached: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What ``salt-run indigo.preflight`` makes of the hosts' answers, see :mod:`survey`."""
+    from . import survey
+
+    return survey.checks(_cluster(), plan(), facts, surveys, reached)
+
+
 def hosts(*roles: str) -> list[str]:
     """Ids of the declared hosts that have any of the roles (all hosts without arguments).
 
@@ -226,6 +249,12 @@ def tokens_plan() -> dict[str, Any]:
         "nodes": declared["roles"]["node"],
         "identities": declared["identities"],
     }
+
+
+def _cluster() -> Any:
+    from .cluster import parse
+
+    return parse(_document())
 
 
 def _document() -> dict[str, Any]:
