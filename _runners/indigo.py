@@ -67,6 +67,21 @@ def preflight(timeout: float = 15) -> dict[str, Any]:
     return __salt__["indigo_preflight.run"](timeout=timeout)
 
 
+def report(
+    path: str | None = None, hosts: str | None = None, timeout: float = 60
+) -> dict[str, Any]:
+    """Write an archive for whoever is asked for help, without secrets; see ``indigo_report.write``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.report
+        salt-run indigo.report hosts=etcd1,etcd2 path=/root/etcd.tar.gz
+    """
+    return __salt__["indigo_report.write"](path=path, hosts=hosts, timeout=timeout)
+
+
 def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:
     """Turn the hosts' reports into what an operator wants to see, and into problems.
 

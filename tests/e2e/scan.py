@@ -25,7 +25,7 @@ AT_ONCE, PATIENCE = 2000, float(sys.argv[1])
 todo = ((address, port) for address, spans in wanted.items()
         for first, last in spans for port in range(first, last + 1))
 found = {address: {} for address in wanted}
-poll, busy, more = select.epoll(), {}, True
+poll, busy, more, look = select.epoll(), {}, True, 0
 while more or busy:
     while more and len(busy) < AT_ONCE:
         target = next(todo, None)
@@ -42,18 +42,19 @@ while more or busy:
         else:
             found[target[0]][target[1]] = errno.errorcode.get(code, str(code))
             one.close()
-    for number, _ in poll.poll(0.05):
+    for number, _ in poll.poll(0.05, AT_ONCE):
         one, (address, port), _ = busy.pop(number)
         code = one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code != errno.ECONNREFUSED:
             found[address][port] = "open" if code == 0 else errno.errorcode.get(code, str(code))
-        poll.unregister(one)
         one.close()
-    late = time.monotonic() - PATIENCE
-    for number in [n for n, (_, _, since) in busy.items() if since < late]:
+    now = time.monotonic()
+    if now < look:
+        continue
+    look = now + 0.2
+    for number in [n for n, (_, _, since) in busy.items() if since < now - PATIENCE]:
         one, (address, port), _ = busy.pop(number)
         found[address][port] = "filtered"
-        poll.unregister(one)
         one.close()
 print(json.dumps(found))
 """
