@@ -6,6 +6,7 @@ The facts are compared on the Salt master with the declared cluster
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import json
@@ -132,7 +133,8 @@ def taken(ports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
     if not hits:
         return []
-    held = _holders({listener["inode"] for _, listener in hits})
+    ours = tuple({port["program"] for port in wanted})
+    held = _holders({listener["inode"] for _, listener in hits}, ours)
     if any(listener["inode"] not in held for _, listener in hits):
         # Whoever is not found has gone meanwhile, or is out of this host's sight.
         still = {listener["inode"] for listener in _listeners()}
@@ -201,20 +203,26 @@ def _address(text: str) -> str:
     return str(mapped or found)
 
 
-def _holders(inodes: set[str], folder: str = "/proc") -> dict[str, tuple[int, str]]:
-    """Which process has which of some sockets: inode to process id and path of the program."""
+def _holders(
+    inodes: set[str], likely: tuple[str, ...], folder: str = "/proc"
+) -> dict[str, tuple[int, str]]:
+    """Which process has which of some sockets: inode to process id and path of the program.
+
+    Programs whose path begins as a likely one are looked at first: on a cluster that runs they
+    have all, and the many files of other processes need not be read.
+    """
     found: dict[str, tuple[int, str]] = {}
-    for entry in os.scandir(folder):
-        if not entry.name.isdigit():
-            continue
-        try:
-            for file in os.scandir(f"{entry.path}/fd"):
+    programs = {}
+    for name in os.listdir(folder):
+        if name.isdigit():
+            with contextlib.suppress(OSError):  # a thread of the kernel, or it has ended
+                programs[name] = os.readlink(f"{folder}/{name}/exe")
+    for name, program in sorted(programs.items(), key=lambda one: not one[1].startswith(likely)):
+        with contextlib.suppress(OSError):
+            for file in os.scandir(f"{folder}/{name}/fd"):
                 target = os.readlink(file.path)
                 if target.startswith("socket:[") and target[8:-1] in inodes:
-                    program = os.readlink(f"{entry.path}/exe")
-                    found.setdefault(target[8:-1], (int(entry.name), program))
-        except OSError:
-            continue  # it has ended
+                    found.setdefault(target[8:-1], (int(name), program))
         if len(found) == len(inodes):
             break
     return found
