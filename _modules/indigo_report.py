@@ -11,6 +11,7 @@ import glob
 import json
 import re
 import subprocess
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ def collect() -> dict[str, str]:
     """
     view = __pillar__.get("indigo", {})
     texts: dict[str, str] = {"pillar.json": json.dumps(view, indent=1, sort_keys=True)}
-    texts["status.json"] = json.dumps(__salt__["indigo_status.report"](), indent=1)
+    texts["status.json"] = _status()
     for name, command in COMMANDS.items():
         texts[f"commands/{name}"] = _run(command)
     for unit in [*__salt__["indigo_status.units"](view.get("roles", [])), "salt-minion"]:
@@ -112,6 +113,14 @@ def collect() -> dict[str, str]:
     texts["journal/salt-minion.log"] = "\n".join(_read(minion).splitlines()[-LINES:])
     known = secrets_in(_read(path) for path in _found(SECRETS))
     return {name: clean(text[-LONGEST:], known) for name, text in sorted(texts.items()) if text}
+
+
+def _status() -> str:
+    """The host's own report, or what kept it from one: what is broken must not hide the rest."""
+    try:
+        return json.dumps(__salt__["indigo_status.report"](), indent=1)
+    except Exception:
+        return traceback.format_exc()
 
 
 def _found(patterns: Iterable[str]) -> list[str]:

@@ -86,11 +86,7 @@ def _asked(model: Any, client: Any, timeout: float) -> tuple[dict, dict, dict]:
         return client.cmd(targets, function, arg=list(arg), tgt_type="list", timeout=timeout)
 
     ask(ids, list(REFRESH), [[], [{"__kwarg__": True, "wait": True}]])
-    facts = {
-        id_: fact
-        for id_, fact in ask(ids, "indigo_preflight.facts").items()
-        if isinstance(fact, Mapping)
-    }
+    facts = ask(ids, "indigo_preflight.facts")
     surveys = ask(facts, "indigo_survey.survey")
     ways = model["indigo_model.ways"]()
     # In one job each host learns its own part by its id: where to listen, and whom to try.

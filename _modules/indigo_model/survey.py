@@ -55,7 +55,7 @@ def checks(
     Args:
         cluster: The declared cluster.
         plan: ``indigo_model.plan()``.
-        facts: By id, ``indigo_preflight.facts()``.
+        facts: By id, ``indigo_preflight.facts()``, or text where that failed.
         surveys: By id, ``indigo_survey.survey()``.
         reached: By id, ``indigo_survey.reach()`` of what :func:`ways` says.
 
@@ -64,17 +64,24 @@ def checks(
         ``problem``, ``problems`` are sentences with host and remedy.
     """
     known = {id_: one for id_, one in surveys.items() if isinstance(one, Mapping)}
-    silent = [id_ for id_ in facts if id_ not in known]
-    times = sorted(fact["time"] for fact in facts.values())
+    good = {id_: fact for id_, fact in facts.items() if isinstance(fact, Mapping)}
+    failed = {id_: str(fact) for id_, fact in facts.items() if id_ not in good}
+    failed |= {id_: str(surveys.get(id_, "no answer")) for id_ in good if id_ not in known}
+    times = sorted(fact["time"] for fact in good.values())
     spread = times[-1] - times[0] if times else 0
     return [
         _check(
             "hosts",
-            f"{len(facts)} of {len(plan['hosts'])} answer and are as declared; "
+            f"{len(good)} of {len(plan['hosts'])} answer and are as declared; "
             f"clocks within {spread:.1f} s",
             [
-                *preflight.host_problems(plan, facts),
-                *(f"{id_}: {surveys.get(id_, 'it does not answer')}" for id_ in silent),
+                *(
+                    problem
+                    for problem in preflight.host_problems(plan, good)
+                    # A host that answered with an error is named once, with that error.
+                    if not any(problem.startswith(f"{id_} (") for id_ in failed)
+                ),
+                *(f"{id_}: {why}; see /var/log/salt/minion there" for id_, why in failed.items()),
             ],
         ),
         _memory(cluster, known),

@@ -113,6 +113,17 @@ def test_a_host_that_does_not_answer_is_named():
     assert found[0]["problems"][0].startswith("node2 (10.77.0.42) does not answer")
 
 
+def test_a_host_that_answers_with_an_error_is_named_once_with_it():
+    facts: dict[str, Any] = {id_: fact(one.address) for id_, one in CLUSTER.hosts.items()}
+    facts["node2"] = "it is not available"
+    surveys = {id_: GOOD if id_ != "etcd1" else "broken" for id_ in facts}
+    found = survey.checks(CLUSTER, PLAN, facts, surveys, {})
+    assert found[0]["problems"] == [
+        "node2: it is not available; see /var/log/salt/minion there",
+        "etcd1: broken; see /var/log/salt/minion there",
+    ]
+
+
 # --- on a host --------------------------------------------------------------------------------
 
 
