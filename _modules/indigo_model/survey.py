@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from . import ports, preflight
-from .cluster import Cluster
+from .cluster import ROLES, Cluster
 
 #: MiB of memory without which a role does not work, as measured in the lab, with some room.
 MEMORY = {"ca": 0, "lb": 64, "etcd": 256, "master": 768, "node": 384}
@@ -34,12 +34,15 @@ def ways(cluster: Cluster) -> dict[str, list[tuple[str, str, int, str]]]:
         for row in ports.of_host(cluster, host):
             if row.protocol != "tcp" or not row.port.isdigit() or row.at == ports.LOOPBACK:
                 continue
-            to = (id_, host.address, int(row.port), row.service)
-            for other in cluster.hosts.values():
-                if other.id == id_:
-                    continue
-                if (row.open and row.at == ports.VIRTUAL) or set(row.sources) & set(other.roles):
-                    found[other.id].append(to)
+            if row.open:
+                comers = [*cluster.hosts] if row.at == ports.VIRTUAL else []
+            else:
+                # Not every node to every other one: there are too many, and few ever go.
+                roles = {*row.sources} & {*ROLES} - ({"node"} if row.role == "node" else set())
+                comers = [one.id for role in sorted(roles) for one in cluster.with_role(role)]
+            for other in dict.fromkeys(comers):
+                if other != id_:
+                    found[other].append((id_, host.address, int(row.port), row.service))
     return found
 
 

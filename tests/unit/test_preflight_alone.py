@@ -102,6 +102,9 @@ def test_ways_are_those_of_the_table():
     etcd = {address for _, address, port, _ in ways["master1"] if port == 2379}
     assert etcd == {"10.77.0.21", "10.77.0.22", "10.77.0.23"}
     assert not [way for way in ways["node1"] if way[2] in (2379, 2380, 10257)]
+    # Not every node to every other one.
+    assert {way[0] for way in ways["node1"] if way[2] == 10250} == set()
+    assert {way[0] for way in ways["master1"] if way[2] == 10250} == {"node1", "node2"}
     # The virtual address may be nobody's yet: its balancers stand for it.
     assert {way[1] for way in ways["node1"] if way[2] == 8443} == {"10.77.0.11", "10.77.0.12"}
     assert ways["salt"] == [way for way in ways["salt"] if way[2] == 8443]
