@@ -11,6 +11,7 @@ Sources: etcd's guides "Clustering", "Runtime reconfiguration" and "Learner"; ``
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -154,6 +155,50 @@ def grant_fits(grant: Any, cluster: str, members: Iterable[str]) -> bool:
     if not isinstance(grant, Mapping):
         return False
     return grant.get("cluster") == cluster and sorted(grant.get("members", [])) == sorted(members)
+
+
+def loss(members: Iterable[Mapping[str, Any]], name: str) -> str | None:
+    """Why a member must not leave now: the arithmetic of the quorum over the living.
+
+    Args:
+        members: Rows of :func:`status`.
+        name: Who would leave.
+
+    Returns:
+        A sentence with the sum and what to do first; None where the member may leave, has no vote
+        or is no member.
+
+    Example:
+        >>> rows = [{"name": n, "healthy": n != "c", "learner": False} for n in "abc"]
+        >>> loss(rows, "c") is None
+        True
+        >>> loss(rows, "a")
+        'a must not leave etcd: of the 2 members left 1 is healthy, a quorum takes 2. Mend c first'
+    """
+    voters = [one for one in members if not one["learner"]]
+    left = [one for one in voters if one["name"] != name]
+    if len(left) == len(voters):
+        return None
+    if not left:
+        return f"{name} is etcd's only member: all that the API knows would go with it"
+    healthy = [one for one in left if one["healthy"]]
+    need = len(left) // 2 + 1
+    sick = ", ".join(one["name"] for one in left if not one["healthy"])
+    count = f"{len(left)} member{'s' if len(left) > 1 else ''} left {len(healthy)} "
+    count += "is" if len(healthy) == 1 else "are"
+    if len(healthy) < need:
+        return (
+            f"{name} must not leave etcd: of the {count} healthy, a quorum takes {need}. "
+            f"Mend {sick} first"
+        )
+    # The removal itself is a write: those who are there now must agree to it.
+    living = len(healthy) + sum(bool(one["healthy"]) for one in voters if one["name"] == name)
+    if living < len(voters) // 2 + 1:
+        return (
+            f"{name} cannot leave etcd: {living} of {len(voters)} members are healthy, which is no "
+            f"quorum, so nothing can be written. Mend {sick or 'the others'} first"
+        )
+    return None
 
 
 # --- this host --------------------------------------------------------------------------------
@@ -484,6 +529,49 @@ def settle(timeout: float = 120) -> list[str]:
     return done
 
 
+def leave(name: str, peer: str | None = None, timeout: float = 60) -> dict[str, Any]:
+    """Take another member out of the cluster; called on one that stays.
+
+    A leader hands its office over first, so that writes wait for no election.
+
+    Args:
+        name: Name of the member that leaves.
+        peer: Its peer URL, to know it by if it never started.
+        timeout: Seconds to wait while another change of membership is under way.
+
+    Returns:
+        ``{"removed": id or None, "members": names of those who stay}``; nothing is removed where
+        it is no member.
+
+    Raises:
+        CommandExecutionError: The quorum would be lost, or etcd refuses.
+
+    Example:
+        ``salt etcd1 indigo_etcd.leave etcd3``
+    """
+    settings = _settings()
+    if name == settings["name"]:
+        raise CommandExecutionError(
+            f"{name} was asked to take itself out of etcd; expected another member to be asked"
+        )
+    found = status()
+    rows = found["members"]
+    own = [one for one in rows if one["name"] == name or (peer and one["peer"] == peer)]
+    stay = [one for one in rows if one not in own]
+    names = [one["name"] for one in stay]
+    for one in own:
+        if why := loss(rows, one["name"]):
+            raise CommandExecutionError(why)
+        asked = [row["url"] for row in stay if row["healthy"] and row["url"]]
+        heir = next((row for row in stay if row["healthy"] and not row["learner"]), None)
+        if one["leader"] and one["url"] and heir:
+            # Only the leader itself can hand over; where that fails, an election does it.
+            with contextlib.suppress(CommandExecutionError):
+                _etcdctl(settings, [one["url"]], "move-leader", heir["id"], answer=False)
+        _persistently(settings, asked, "member", "remove", one["id"], timeout=timeout)
+    return {"removed": own[0]["id"] if own else None, "members": names}
+
+
 def learner() -> str:
     """Id (hex) of this member if it is a learner still, else an empty text.
 
@@ -506,7 +594,7 @@ def status() -> dict[str, Any]:
     """The cluster as this member sees it.
 
     Returns:
-        ``{"members": [{"name", "id", "url", "healthy", "leader", "learner", "version",
+        ``{"members": [{"name", "id", "url", "peer", "healthy", "leader", "learner", "version",
         "db_size"}, …], "leader": name or None}``. ``db_size`` is in bytes. A member that does not
         answer has ``healthy`` false and no version or size.
 
@@ -533,6 +621,15 @@ def status() -> dict[str, Any]:
             "the members must run"
         )
     members = _members(settings, asked)
+    # Also of members that are not declared any more: they count for the quorum until they left.
+    others = {url for one in members for url in one.get("clientURLs", [])} - set(declared)
+    healthy |= {
+        url
+        for url in sorted(others)
+        if __salt__["indigo_health.check"](
+            f"{url}/health", expect=HEALTHY, timeout=2, **_tls(settings)
+        )["ok"]
+    }
     said = _etcdctl(settings, asked, "endpoint", "status", strict=False) or []
     by_id = {one["Status"]["header"]["member_id"]: one["Status"] for one in said}
     return summary(members, by_id, healthy)
@@ -563,6 +660,7 @@ def summary(
                 "name": one.get("name") or (one.get("peerURLs") or ["?"])[0],
                 "id": f"{one['ID']:x}",
                 "url": urls[0] if urls else None,
+                "peer": (one.get("peerURLs") or [None])[0],
                 "healthy": bool(healthy & set(urls)),
                 "leader": any(status.get("leader") == one["ID"] for status in statuses.values()),
                 "learner": bool(one.get("isLearner")),

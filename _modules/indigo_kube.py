@@ -47,6 +47,44 @@ def get(path: str, server: str | None = None, timeout: float = 5) -> dict[str, A
         salt master1 indigo_kube.get /api/v1/nodes
     """
     url = (server or _view()["vip"]["url"]) + path
+    answer = request("GET", path, server=server, timeout=timeout)
+    if answer["status"] >= 400:
+        told = json.dumps(answer["body"])[:300]
+        raise CommandExecutionError(f"{url} answered {answer['status']}: {told}")
+    return dict(answer["body"])
+
+
+def request(
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    content: str = "application/json",
+    server: str | None = None,
+    timeout: float = 10,
+) -> dict[str, Any]:
+    """One request to the API as admin, over verified TLS.
+
+    Args:
+        method: ``GET``, ``POST``, ``PATCH``, ``DELETE``.
+        path: Path and query, such as ``/api/v1/nodes``.
+        body: What to send, as JSON.
+        content: Its media type.
+        server: Base URL; the VIP's by default.
+        timeout: Seconds.
+
+    Returns:
+        ``status`` (of HTTP) and ``body``, the parsed JSON answer.
+
+    Raises:
+        CommandExecutionError: No answer, or one that is no JSON; the URL is named.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_kube.request GET /version
+    """
+    url = (server or _view()["vip"]["url"]) + path
     try:
         token = Path(_token_file()).read_text(encoding="utf-8").strip()
     except OSError as err:
@@ -54,18 +92,31 @@ def get(path: str, server: str | None = None, timeout: float = 5) -> dict[str, A
             f"{url} cannot be asked: {err.strerror}: {err.filename}; "
             "run salt-run state.orchestrate indigo.deploy to bring the tokens"
         ) from err
-    request = urllib.request.Request(  # noqa: S310 - the URL is https by construction
-        url, headers={"Authorization": f"Bearer {token}", "Accept": "application/json"}
-    )
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        headers["Content-Type"] = content
+    asked = urllib.request.Request(url, data, headers, method=method)  # noqa: S310 - always https
     try:
         context = ssl.create_default_context(cafile=_authority())
-        with urllib.request.urlopen(request, timeout=timeout, context=context) as answer:  # noqa: S310
-            return json.load(answer)
-    except urllib.error.HTTPError as err:
-        body = err.read(300).decode(errors="replace").strip()
-        raise CommandExecutionError(f"{url} answered {err.code}: {body}") from err
+        try:
+            with urllib.request.urlopen(asked, timeout=timeout, context=context) as answer:  # noqa: S310
+                return {"status": answer.status, "body": json.load(answer)}
+        except urllib.error.HTTPError as err:
+            return {"status": err.code, "body": _error(err.read(65536))}
     except (OSError, ValueError, http.client.HTTPException) as err:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
+
+
+def _error(text: bytes) -> dict[str, Any]:
+    """Body of an error: the API's own JSON, or what a proxy said in its place."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    told = text.decode(errors="replace").strip()[:300]
+    return found if isinstance(found, dict) else {"message": told}
 
 
 def status(server: str | None = None) -> dict[str, Any]:

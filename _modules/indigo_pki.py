@@ -142,6 +142,47 @@ def authority_problem(authority: Mapping[str, str]) -> str | None:
     return _authority_problem(authority["path"], _now())
 
 
+def authorities() -> dict[str, dict[str, list[str]]]:
+    """Which authorities this host holds, and which it trusts, told by their public keys.
+
+    Returns:
+        ``held`` (on the CA host) and ``trusted``: name to fingerprints (SHA-256, hex), of which a
+        renewed certificate of the same key has the same. ``held`` is empty for an authority that
+        is not there or is damaged; what is not trusted yet is left out.
+
+    Example:
+        .. code-block:: bash
+
+            salt '*' indigo_pki.authorities
+    """
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    trusted: dict[str, list[str]] = {}
+    for row in pki.get("authorities", []):
+        if found := _public_fingerprints(row["path"]):
+            trusted.setdefault(row["name"], []).extend(found)
+    return {
+        "held": {
+            row["name"]: [] if _held_problem(row) else _public_fingerprints(row["certificate"])
+            for row in pki.get("held", [])
+        },
+        "trusted": trusted,
+    }
+
+
+def _public_fingerprints(path: str) -> list[str]:
+    found = []
+    with contextlib.suppress(CommandExecutionError):
+        for one in _load_certificates(path):
+            digest = hashes.Hash(hashes.SHA256())
+            digest.update(
+                one.public_key().public_bytes(
+                    serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+                )
+            )
+            found.append(digest.finalize().hex())
+    return found
+
+
 def ownership_problem(declared: Mapping[str, Any]) -> str | None:
     """Say which file of a certificate has another owner or mode than it must have.
 

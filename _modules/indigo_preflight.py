@@ -72,8 +72,9 @@ def facts() -> dict[str, Any]:
         ``differs`` (why it is not as the last deploy left it, empty when it is),
         ``interfaces`` (name to list of ``address/prefix``), ``init``, ``arch``, ``os``
         (family, name, major release), ``free_mb`` (folder to MiB), ``time`` (Unix seconds),
-        ``taken`` (ports of its roles that foreign programs hold, see :func:`taken`) and ``etcd``
-        (only on etcd hosts whose pillar is current).
+        ``taken`` (ports of its roles that foreign programs hold, see :func:`taken`),
+        ``authorities`` (``indigo_pki.authorities``) and ``etcd`` (only on etcd hosts whose pillar
+        is current).
 
     CLI Example:
 
@@ -107,6 +108,8 @@ def facts() -> dict[str, Any]:
     }
     if "etcd" in view.get("roles", []) and "indigo_etcd.facts" in __salt__:
         found["etcd"] = __salt__["indigo_etcd.facts"]()
+    if "indigo_pki.authorities" in __salt__:
+        found["authorities"] = __salt__["indigo_pki.authorities"]()
     return found
 
 

@@ -1,7 +1,7 @@
-"""Look at the cluster from the Salt master.
+"""Look at the cluster from the Salt master, and change which hosts it has.
 
 Deploying is an orchestration (``salt-run state.orchestrate indigo.deploy``); this runner shows
-what is there.
+what is there, takes hosts out and puts new machines in the place of old ones.
 """
 
 from __future__ import annotations
@@ -80,6 +80,107 @@ def report(
         salt-run indigo.report hosts=etcd1,etcd2 path=/root/etcd.tar.gz
     """
     return __salt__["indigo_report.write"](path=path, hosts=hosts, timeout=timeout)
+
+
+def remove(
+    host: str | list[str],
+    force: bool = False,
+    test: bool = False,
+    cancel: bool = False,
+    deadline: float = 300,
+) -> dict[str, Any]:
+    """Take hosts out of the cluster: drain, leave, revoke, forget.
+
+    Run it while ``cluster.yaml`` still names them; it ends by telling which lines to delete. From
+    its first change on they count as gone: neither ``state.apply`` nor ``indigo.deploy`` brings
+    them back. Killed, it is finished by running it again.
+
+    Args:
+        host: Minion id, or several with commas between them.
+        force: A host that does not answer is off for good. Also evict pods that nothing would
+            bring back elsewhere. What would break etcd's quorum or lose the last copy of something
+            stays refused.
+        test: Only say what would be done.
+        cancel: Take a host in again whose removal was begun.
+        deadline: Seconds for the drain of each node.
+
+    Returns:
+        ``hosts``, ``done`` (in test mode ``would``) in words, and ``next``: what is left to do.
+
+    Raises:
+        CommandExecutionError: It is not safe now, with what to do first; or a step failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.remove host=node3 test=True
+        salt-run indigo.remove host=node3
+    """
+    return __salt__["indigo_hosts.remove"](
+        host, force=force, test=test, cancel=cancel, deadline=deadline
+    )
+
+
+def replace(host: str, test: bool = False) -> dict[str, Any]:
+    """Put a new machine in the place of a host that died or was wiped, under the same id.
+
+    Run it when the old machine is off: it deletes that one's Salt key and stops. Accept the new
+    machine's key and run it again: it brings the new machine in. If the new one's key is accepted
+    already, one run does all.
+
+    Args:
+        host: Minion id.
+        test: Only say what would be done.
+
+    Returns:
+        ``host``, ``done`` (in test mode ``would``) in words, and ``next``.
+
+    Raises:
+        CommandExecutionError: It is not safe now, with what to do first; the new machine's key is
+            not accepted yet; or the deploy failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.replace host=etcd1
+    """
+    return __salt__["indigo_hosts.replace"](host, test=test)
+
+
+def drain(host: str, deadline: float = 300, force: bool = False) -> dict[str, Any]:
+    """Cordon a node and evict its pods, as their disruption budgets allow.
+
+    A drain that fails leaves the node as it was; one that succeeds leaves it cordoned.
+
+    Args:
+        host: Minion id of a node, or several with commas between them.
+        deadline: Seconds until the last pod must be gone.
+        force: Also evict pods that nothing would bring back elsewhere.
+
+    Returns:
+        By minion id ``evicted`` (pods) and ``cordoned`` (whether that is new).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.drain host=node3 deadline=120
+    """
+    return __salt__["indigo_hosts.drain"](host, deadline=deadline, force=force)
+
+
+def uncordon(host: str) -> dict[str, Any]:
+    """Give a node pods again. Returns, by minion id, whether it was cordoned.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.uncordon host=node3
+    """
+    return __salt__["indigo_hosts.uncordon"](host)
 
 
 def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,16 +93,17 @@ def problems() -> list[str]:
         return [str(err)]
     found = validate.problems(document)
     if not found:
+        found = _unfinished(document)
         # What only shows when a view is derived: a checksum that nobody gave.
         try:
-            cluster = parse(document)
+            cluster = parse(_remaining(document))
             seen: set[tuple[str, ...]] = set()
             for host in cluster.hosts.values():
                 if host.roles not in seen:
                     seen.add(host.roles)
                     derive.pillar(cluster, host)
         except ValueError as err:
-            found = [str(err)]
+            found.append(str(err))
     return found
 
 
@@ -254,7 +255,121 @@ def tokens_plan() -> dict[str, Any]:
 def _cluster() -> Any:
     from .cluster import parse
 
-    return parse(_document())
+    return parse(_remaining(_document()))
+
+
+def leaving() -> dict[str, dict[str, Any]]:
+    """Hosts that ``indigo.remove`` takes out, or has taken out while the file still names them.
+
+    For everyone else such a host is not declared any more: no other host's view names it, and it
+    has none itself, so that nothing brings it back.
+
+    Returns:
+        By minion id what :func:`mark` was given.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.leaving
+    """
+    return {path.stem: json.loads(path.read_text()) for path in sorted(_marks().glob("*.json"))}
+
+
+def mark(minion_id: str, record: dict[str, Any]) -> None:
+    """Note that a host is leaving, and how far it is.
+
+    Args:
+        minion_id: Its id.
+        record: JSON data; ``done`` says whether only its lines in the file are left of it.
+    """
+    folder = _marks()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = folder / f".{minion_id}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(record, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / f"{minion_id}.json")
+
+
+def unmark(minion_id: str) -> bool:
+    """A host that was leaving is what the file says of it. Returns whether it was leaving.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.unmark node3
+    """
+    path = _marks() / f"{minion_id}.json"
+    found = path.exists()
+    path.unlink(missing_ok=True)
+    return found
+
+
+def lines(minion_id: str) -> tuple[int, int] | None:
+    """First and last line of a host's entry in the file; None where it has none.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.lines node3
+    """
+    from . import validate
+
+    return validate.lines(Path(cluster_file()).read_text(encoding="utf-8"), "hosts", minion_id)
+
+
+def remaining_problems(*minion_ids: str) -> list[str]:
+    """What would be wrong with the cluster without some of its hosts.
+
+    An even number of etcd members is not among it: two leave one after the other.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.remaining_problems lb1
+    """
+    from . import validate
+
+    document = _document()
+    hosts = {id_: host for id_, host in document["hosts"].items() if str(id_) not in minion_ids}
+    return validate.problems(_remaining({**document, "hosts": hosts}), parity=False)
+
+
+def _marks() -> Path:
+    return Path(__opts__["cachedir"]) / "indigo" / "leaving"
+
+
+def _remaining(document: dict[str, Any]) -> dict[str, Any]:
+    """The document without the hosts that are leaving."""
+    gone = leaving()
+    hosts = {id_: host for id_, host in document["hosts"].items() if str(id_) not in gone}
+    return {**document, "hosts": hosts}
+
+
+def _unfinished(document: dict[str, Any]) -> list[str]:
+    """What a person still has to do about hosts that are leaving."""
+    found = []
+    members = [id_ for id_, one in _remaining(document)["hosts"].items() if "etcd" in one["roles"]]
+    for id_, record in leaving().items():
+        again = f"run `salt-run indigo.remove host={id_}`"
+        keep = f"to keep the host, `salt-run indigo.remove host={id_} cancel=True`"
+        if not record.get("done"):
+            found.append(f"{id_}: its removal was begun and is not finished: {again}; {keep}")
+        elif id_ in document["hosts"]:
+            if "etcd" in document["hosts"][id_]["roles"] and len(members) % 2 == 0:
+                # Its lines must wait until another member comes or goes.
+                continue
+            first, last = lines(id_) or (0, 0)
+            found.append(
+                f"hosts.{id_}: found a host that indigo.remove took out; expected no such host: "
+                f"delete lines {first} to {last} of {cluster_file()}; {keep}"
+            )
+    return found
 
 
 def _document() -> dict[str, Any]:
@@ -285,10 +400,15 @@ def _tree_digest() -> str:
 
 
 def _stamp() -> str:
-    """Changes when the declared cluster, this code or the state tree changes."""
+    """Changes when the file, the hosts that are leaving, this code or the state tree changes."""
     from . import derive
 
-    files = [Path(cluster_file()), *sorted(Path(__file__).parent.glob("*.py")), *_tree()]
+    files = [
+        Path(cluster_file()),
+        *sorted(_marks().glob("*.json")),
+        *sorted(Path(__file__).parent.glob("*.py")),
+        *_tree(),
+    ]
     stats = [file.stat() for file in files]
     return derive.digest(
         [[str(f), s.st_mtime_ns, s.st_size, s.st_ino] for f, s in zip(files, stats, strict=True)]
@@ -316,10 +436,13 @@ def _derive_all(folder: Path) -> None:
 
     try:
         document = _document()
-        found = validate.problems(document)
+        left = leaving()
+        found = validate.problems(document) if not left else []
+        if left and not (found := validate.problems(document, parity=False)):
+            found = validate.problems(_remaining(document), parity=False)
         if found:
             raise ValueError("\n".join(found))
-        cluster = parse(document)
+        cluster = parse(_remaining(document))
         pillars = {id_: derive.pillar(cluster, host) for id_, host in cluster.hosts.items()}
         # So that a host whose SLS have changed is not taken for deployed.
         tree = _tree_digest()
@@ -361,3 +484,7 @@ def _derive_all(folder: Path) -> None:
     for old in folder.parent.glob("views-*"):
         if old != folder:
             shutil.rmtree(old, ignore_errors=True)
+    # Who took the lines of a removed host out may write them in again, for a new one.
+    for id_, record in left.items():
+        if record.get("done") and id_ not in document["hosts"]:
+            unmark(id_)

@@ -51,6 +51,7 @@ def host_problems(plan: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]
             )
             continue
         found += _of_host(id_, host, plan["vip"], facts[id_])
+    found += _of_authorities(plan, facts)
     times = {id_: fact["time"] for id_, fact in facts.items() if id_ in plan["hosts"]}
     if times:
         middle = sorted(times.values())[len(times) // 2]
@@ -60,6 +61,30 @@ def host_problems(plan: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]
             for id_, time in times.items()
             if abs(time - middle) > CLOCK
         ]
+    return found
+
+
+def _of_authorities(plan: Mapping[str, Any], facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """An authority that hosts trust must be the one that the CA host holds, never a new one."""
+    found = []
+    for ca in plan.get("roles", {}).get("ca", []):
+        held = facts.get(ca, {}).get("authorities", {}).get("held", {})
+        for name, keys in held.items():
+            strangers = sorted(
+                id_
+                for id_, fact in facts.items()
+                if (trusted := fact.get("authorities", {}).get("trusted", {}).get(name))
+                and not set(trusted) & set(keys)
+            )
+            if strangers:
+                what = "is another" if keys else "is not there, or another"
+                some = ", ".join(strangers[:3]) + (", …" if len(strangers) > 3 else "")
+                found.append(
+                    f"{ca}: authority {name} {what} than {len(strangers)} hosts trust ({some}). "
+                    f"Expected it in /etc/indigo/ca/{name}. Put /etc/indigo/ca from a backup on "
+                    f"{ca} (ca.key 0600, root). If those hosts are left from another cluster: "
+                    "`salt HOST state.apply common.absent` there"
+                )
     return found
 
 

@@ -1281,18 +1281,25 @@ def _role_relations(known: _Known) -> Iterator[str]:
             "leave it to one of them, by default the Salt master's own minion",
         )
     members = known.with_role("etcd")
-    if members and known.all_roles_known and (len(members) % 2 == 0 or len(members) > 7):
-        why = (
-            "more would only slow writes down"
-            if len(members) > 7
-            else f"{len(members)} survive no more failures than {len(members) - 1}"
+    if known.all_roles_known and len(members) > 7:
+        yield _members_problem(members, "more would only slow writes down")
+
+
+def _even_members(known: _Known) -> Iterator[str]:
+    members = known.with_role("etcd")
+    if members and known.all_roles_known and len(members) % 2 == 0 and len(members) < 8:
+        yield _members_problem(
+            members, f"{len(members)} survive no more failures than {len(members) - 1}"
         )
-        yield _problem(
-            "hosts",
-            f"{len(members)} hosts with the role etcd ({_listed(members[:8])})",
-            f"1, 3, 5 or 7, for {why}",
-            "add the role to a host or take it from one",
-        )
+
+
+def _members_problem(members: list[str], why: str) -> str:
+    return _problem(
+        "hosts",
+        f"{len(members)} hosts with the role etcd ({_listed(members[:8])})",
+        f"1, 3, 5 or 7, for {why}",
+        "add the role to a host or take it from one",
+    )
 
 
 #: Ports that programs of a role open on every address of a host, so that no VIP can use them.
@@ -1532,7 +1539,45 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
 )
 
 
-def problems(document: Any) -> list[str]:
+def lines(text: str, *path: str) -> tuple[int, int] | None:
+    """First and last line of an entry of a document, with its key; comments are not counted.
+
+    Args:
+        text: YAML that :func:`load` can read.
+        path: Keys from the top down.
+
+    Returns:
+        Line numbers from 1; None where there is no such entry.
+
+    Example:
+        >>> lines("hosts:\\n  a:\\n    roles: [ca]\\n  b: {}\\n", "hosts", "a")
+        (2, 3)
+    """
+    node: Any = yaml.compose(text, Loader=_Loader)
+    found = None
+    for key in path:
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        found = next((pair for pair in node.value if pair[0].value == key), None)
+        if found is None:
+            return None
+        node = found[1]
+    if found is None:
+        return None
+    first, end = found[0].start_mark.line, found[1].end_mark
+    # A block ends where the next thing begins, behind blank lines and comments.
+    last = end.line if end.column else end.line - 1
+    if isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
+        last = node.value[-1][1].end_mark.line
+        if not node.value[-1][1].end_mark.column:
+            last -= 1
+    rows = text.splitlines()
+    while last > first and (not rows[last].strip() or rows[last].lstrip().startswith("#")):
+        last -= 1
+    return first + 1, max(first, last) + 1
+
+
+def problems(document: Any, parity: bool = True) -> list[str]:
     """Everything that is wrong with a document.
 
     What depends on the real hosts (that an interface exists, that the VIP is in its subnet) is
@@ -1540,6 +1585,8 @@ def problems(document: Any) -> list[str]:
 
     Args:
         document: What :func:`load` returned; any other data is judged too, and never raises.
+        parity: Whether an even number of etcd members is a problem. It is not while members come
+            and go one after the other.
 
     Returns:
         One sentence a problem, ``key: found …; expected …; what to do``. Empty for a document
@@ -1563,6 +1610,8 @@ firewall, versions, artifacts, images, overrides, timers, certificates, addons; 
     known = _known(document)
     for relation in _RELATIONS:
         found += relation(known)
+    if parity:
+        found += _even_members(known)
     return found
 
 
