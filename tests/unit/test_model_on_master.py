@@ -70,3 +70,63 @@ def test_hosts_and_views_follow_the_file(declare):
     declare({**BASE, "hosts": hosts})
     assert indigo_model.hosts("node") == ["node1"]
     assert indigo_model.pillar("node2") == {}
+
+
+# Hosts that are leaving ---------------------------------------------------------------------------
+
+
+def test_a_host_that_is_leaving_is_not_declared_for_anybody(declare):
+    declare(BASE)
+    before = indigo_model.plan()["hosts"]["node1"]["digest"]
+    assert indigo_model.lines("node2")
+    indigo_model.mark("node2", {"done": False})
+    assert indigo_model.hosts("node") == ["node1"]
+    assert indigo_model.pillar("node2") == {}
+    assert indigo_model.plan()["hosts"]["node1"]["digest"] == before
+    (problem,) = indigo_model.problems()
+    assert "run `salt-run indigo.remove host=node2`" in problem
+    indigo_model.mark("node2", {"done": True})
+    (problem,) = indigo_model.problems()
+    first, last = indigo_model.lines("node2")
+    assert f"delete lines {first} to {last} of " in problem
+    assert indigo_model.unmark("node2")
+    assert indigo_model.problems() == []
+    assert indigo_model.hosts("node") == ["node1", "node2"]
+
+
+def test_the_note_goes_with_the_lines_and_the_id_is_free_again(declare):
+    declare(BASE)
+    indigo_model.mark("node2", {"done": True})
+    hosts = {id_: host for id_, host in BASE["hosts"].items() if id_ != "node2"}
+    declare({**BASE, "hosts": hosts})
+    assert indigo_model.problems() == []
+    assert indigo_model.hosts("node") == ["node1"]
+    assert indigo_model.leaving() == {}
+    declare(BASE)
+    assert indigo_model.hosts("node") == ["node1", "node2"]
+
+
+def test_an_unfinished_removal_is_told_also_without_the_lines(declare):
+    hosts = {id_: host for id_, host in BASE["hosts"].items() if id_ != "node2"}
+    declare({**BASE, "hosts": hosts})
+    indigo_model.mark("node2", {"done": False})
+    assert indigo_model.hosts("node") == ["node1"]
+    assert list(indigo_model.leaving()) == ["node2"]
+    (problem,) = indigo_model.problems()
+    assert problem.startswith("node2: its removal was begun and is not finished")
+
+
+def test_an_even_number_of_members_is_no_mistake_while_one_leaves(declare):
+    declare(BASE)
+    member = indigo_model.plan()["roles"]["etcd"][-1]
+    assert indigo_model.remaining_problems(member) == []
+    indigo_model.mark(member, {"done": True})
+    assert member not in indigo_model.hosts("etcd")
+    # Its lines must wait for another member, so a deploy goes on.
+    assert indigo_model.problems() == []
+
+
+def test_the_last_of_a_role_cannot_leave(declare):
+    declare(BASE)
+    masters = indigo_model.plan()["roles"]["master"]
+    assert "no host with the role master" in indigo_model.remaining_problems(*masters)[0]

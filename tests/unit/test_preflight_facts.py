@@ -114,3 +114,32 @@ def test_the_code_digest_sees_names_and_contents_of_our_modules_alone(tmp_path):
     two = facts_module.code_digest(folders)
     (folders[0] / "indigo_a.py").rename(folders[1] / "indigo_a.py")
     assert len({empty, one, two, facts_module.code_digest(folders)}) == 4
+
+
+# The authorities ----------------------------------------------------------------------------------
+
+
+def with_ca(plan):
+    plan["roles"] = {"ca": ["salt"]}
+
+
+TRUST = {"authorities": {"held": {}, "trusted": {"etcd": ["old", "new"]}}}
+
+
+@pytest.mark.parametrize("keys", [["old"], ["new", "next"]])
+def test_an_authority_that_hosts_trust_may_be_renewed_or_exchanged(keys):
+    held = {"authorities": {"held": {"etcd": keys}, "trusted": {}}}
+    assert problems(plan=with_ca, node1=TRUST, salt=held) == []
+
+
+def test_nobody_trusts_an_authority_before_it_is_made():
+    nothing = {"authorities": {"held": {"etcd": []}, "trusted": {}}}
+    assert problems(plan=with_ca, salt=nothing) == []
+
+
+@pytest.mark.parametrize("keys", [[], ["stranger"]])
+def test_a_lost_authority_is_not_made_anew_over_one_that_hosts_trust(keys):
+    held = {"authorities": {"held": {"etcd": keys}, "trusted": {}}}
+    (told,) = problems(plan=with_ca, node1=TRUST, salt=held)
+    assert "hosts trust (node1)" in told
+    assert "Put /etc/indigo/ca from a backup on salt" in told
