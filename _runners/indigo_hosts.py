@@ -23,7 +23,7 @@ from salt.exceptions import CommandExecutionError
 __virtualname__ = "indigo_hosts"
 
 #: Seconds after which Salt asks hosts that have not answered whether they are still at work.
-ANSWER = 10
+ANSWER = 15
 
 #: What brings a minion this project's modules.
 CODE = ("saltutil.sync_modules", "saltutil.sync_states")
