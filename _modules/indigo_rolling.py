@@ -571,6 +571,24 @@ def _busy(tier: str, now: Mapping[str, Any] | None, waited: float) -> str:
     )
 
 
+def lock(settings: Mapping[str, Any], name: str, host: str, ttl: int = TTL) -> Lock:
+    """A lock of the whole cluster for another of our modules on a host with a certificate of etcd.
+
+    Args:
+        settings: Arguments of :class:`Etcd`.
+        name: Of the lock; that of a tier keeps its restarts away.
+        host: Who it is for, told to those who wait.
+        ttl: Seconds after which it is free when its owner died.
+
+    Returns:
+        A place that nobody has taken yet: ``acquire`` and, whatever happened, ``release``.
+
+    Example:
+        ``__salt__["indigo_rolling.lock"](settings, "backup", "etcd1").acquire(timeout=5)``
+    """
+    return Lock(settings, name, host, ttl)
+
+
 # --- through another minion -------------------------------------------------------------------
 
 

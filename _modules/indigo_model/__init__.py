@@ -459,7 +459,7 @@ def _derive_all(folder: Path) -> None:
                 "roles": list(host.roles),
                 "name": host.name,
                 "interface": host.interface,
-                "digest": derive.digest(pillars[id_]),
+                "digest": derive.fingerprint(pillars[id_]),
             }
             for id_, host in cluster.hosts.items()
         },
@@ -469,6 +469,7 @@ def _derive_all(folder: Path) -> None:
         "versions": dict(cluster.versions),
         "identities": tokens.identities(cluster),
         "addons": list(addons.wanted(cluster)),
+        "backup": {"every": cluster.backup["every"]},
     }
     made = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:

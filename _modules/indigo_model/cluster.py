@@ -51,6 +51,24 @@ TIMERS = MappingProxyType(
 #: Defaults of ``certificates``, in days.
 CERTIFICATES = MappingProxyType({"days": 365, "renew_before": 60, "authority_days": 3650})
 
+#: Defaults of ``backup``. ``every`` is in hours, ``at`` in UTC, ``look`` and ``splay`` in seconds.
+BACKUP: Mapping[str, Any] = MappingProxyType(
+    {
+        "every": 24,
+        "at": "01:30",
+        "look": 900,
+        "splay": 300,
+        "keep": MappingProxyType({"daily": 7, "weekly": 4, "monthly": 6}),
+        "folder": "/var/lib/indigo-backup",
+        "target": "",
+        "copies": True,
+        "port": 2382,
+        "recipient": "",
+        # A database is rewritten when this share of it, in percent, and this much, in MiB, is free.
+        "defragment": MappingProxyType({"share": 50, "least": 100}),
+    }
+)
+
 #: Host paths that several layers agree on.
 PATHS = MappingProxyType(
     {
@@ -124,6 +142,7 @@ class Cluster:
     firewall: str = "none"
     #: Networks that hold every host, where the file tells them.
     lans: tuple[str, ...] = ()
+    backup: Mapping[str, Any] = field(default_factory=lambda: BACKUP)
 
     @cached_property
     def _by_role(self) -> Mapping[str, tuple[Host, ...]]:
@@ -203,4 +222,15 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         addons=document.get("addons", {}),
         firewall=document.get("firewall", "none"),
         lans=(lans,) if isinstance(lans, str) else tuple(lans),
+        backup=_backup(document.get("backup", {})),
     )
+
+
+def _backup(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The section ``backup`` with its defaults, also those of the sections in it."""
+    return {
+        key: {**default, **given.get(key, {})}
+        if isinstance(default, Mapping)
+        else given.get(key, default)
+        for key, default in BACKUP.items()
+    }

@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import addons, artifacts, etcd, lb, master, node, pki, ports, rolling, tokens
+from . import addons, artifacts, backup, etcd, lb, master, node, pki, ports, rolling, tokens
 from .cluster import PATHS, Cluster, Host
 
 #: Layers in the order in which they build on each other.
-LAYERS = (artifacts, pki, tokens, lb, etcd, master, node, rolling, addons, ports)
+LAYERS = (artifacts, pki, tokens, lb, etcd, backup, master, node, rolling, addons, ports)
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
@@ -61,11 +61,22 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
 
 
 def pillar(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """The whole pillar of a host: its view and, on the CA host, the signing policies."""
+    """The whole pillar of a host: its view, the CA host's signing policies, etcd hosts' jobs.
+
+    Salt's scheduler keeps notes in the pillar's own ``schedule``, so that its fingerprint is that
+    of the view, which holds the same jobs.
+    """
     result: dict[str, Any] = {"indigo": view(cluster, host)}
     if "ca" in host.roles:
         result["x509_signing_policies"] = pki.signing_policies(cluster)
+    if "etcd" in host.roles:
+        result["schedule"] = backup.schedule(cluster.backup)
     return result
+
+
+def fingerprint(pillar_: Mapping[str, Any]) -> str:
+    """Digest by which a host is seen to have its current pillar; see :func:`pillar`."""
+    return digest({key: value for key, value in pillar_.items() if key != "schedule"})
 
 
 def merge(base: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
     API_PORT,
+    BACKUP,
     CERTIFICATES,
     COMPONENTS,
     FIREWALLS,
@@ -445,6 +446,44 @@ def _seconds(low: float, high: float, whole: bool = False) -> Check:
         )
 
     return check
+
+
+def _boolean(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, bool):
+        return None
+    return ("true or false", "write it without quotes")
+
+
+def _clock(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, str) and re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", value):
+        return None
+    # YAML reads 01:30 as the number 90 where it is not in quotes.
+    return ("a time of day, hh:mm, in quotes", 'write one such as "01:30"')
+
+
+def _folder(value: Any) -> tuple[str, str] | None:
+    plain = isinstance(value, str) and re.fullmatch(r"(/[A-Za-z0-9._-]+){2,}", value)
+    if plain and ".." not in value.split("/"):
+        return None
+    return (
+        "an absolute path of at least two folders, of letters, digits and . _ -",
+        "write one such as /var/lib/indigo-backup",
+    )
+
+
+def _recipient(value: Any) -> tuple[str, str] | None:
+    # A look at the text is all that is done here: this module has no cryptography. A host that
+    # cannot seal for the key says so.
+    if isinstance(value, str) and re.fullmatch(
+        r"\s*-----BEGIN PUBLIC KEY-----\n[A-Za-z0-9+/=\n]+-----END PUBLIC KEY-----\s*", value
+    ):
+        return None
+    if isinstance(value, str) and "PRIVATE" in value:
+        return ("a public key", "write the other file's text; keep this one away from the cluster")
+    return (
+        "a public key in PEM (-----BEGIN PUBLIC KEY-----)",
+        "write `recipient: |` and below it, indented, what `salt-run indigo_backup.keypair` made",
+    )
 
 
 def _one_of(options: tuple[str, ...]) -> Check:
@@ -973,6 +1012,98 @@ KEYS: tuple[Key, ...] = (
         "Days that the authorities are valid; at least `days`.",
         default=str(CERTIFICATES["authority_days"]),
         check=_integer(1, 36500),
+    ),
+    Key("backup", "mapping", "Backups of etcd, see docs/operations/backup.md."),
+    Key(
+        "backup.every",
+        "0 to 168, whole",
+        "Hours from one backup to the next; 0 for none.",
+        default=str(BACKUP["every"]),
+        check=_integer(0, 168),
+    ),
+    Key(
+        "backup.at",
+        "hh:mm",
+        "Time of day, in UTC, from which those hours are counted.",
+        default=BACKUP["at"],
+        check=_clock,
+    ),
+    Key(
+        "backup.look",
+        "10 to 86400, whole",
+        "Seconds from one look, whether a backup is due, to the next.",
+        default=str(BACKUP["look"]),
+        check=_integer(10, 86400),
+    ),
+    Key(
+        "backup.splay",
+        "0 to 86400, whole",
+        "Seconds by which a look is put off at most, by chance.",
+        default=str(BACKUP["splay"]),
+        check=_integer(0, 86400),
+    ),
+    Key("backup.keep", "mapping", "How many sets are kept beside the newest."),
+    *(
+        Key(
+            f"backup.keep.{kind}",
+            "0 to 1000, whole",
+            f"The last set of each of so many {spans} that have one.",
+            default=str(BACKUP["keep"][kind]),
+            check=_integer(0, 1000),
+        )
+        for kind, spans in (("daily", "days"), ("weekly", "weeks"), ("monthly", "months"))
+    ),
+    Key(
+        "backup.folder",
+        "absolute path",
+        "Where etcd's hosts keep sets.",
+        default=BACKUP["folder"],
+        check=_folder,
+    ),
+    Key(
+        "backup.target",
+        "absolute path",
+        "One more folder, such as one of a file server that is mounted on etcd's hosts: who makes "
+        "a set puts a copy there.",
+        default="none",
+        check=_folder,
+    ),
+    Key(
+        "backup.copies",
+        "boolean",
+        "Whether every other etcd host gets a copy of each set.",
+        default=str(BACKUP["copies"]).lower(),
+        check=_boolean,
+    ),
+    Key(
+        "backup.port",
+        "1024 to 65535",
+        "Port at which an etcd host hands a set to the others, for as long as that takes.",
+        default=str(BACKUP["port"]),
+        check=_integer(1024, 65535),
+    ),
+    Key(
+        "backup.recipient",
+        "PEM public key",
+        "RSA key of the operator: the authorities' keys and the masters' tokens and keys go into "
+        "the set sealed for it. `salt-run indigo_backup.keypair` makes one.",
+        default="none: sets hold no keys",
+        check=_recipient,
+    ),
+    Key("backup.defragment", "mapping", "When a member's database is rewritten."),
+    Key(
+        "backup.defragment.share",
+        "1 to 99, whole",
+        "Percent of it that must be free.",
+        default=str(BACKUP["defragment"]["share"]),
+        check=_integer(1, 99),
+    ),
+    Key(
+        "backup.defragment.least",
+        "0 to 100000, whole",
+        "MiB of it that must be free.",
+        default=str(BACKUP["defragment"]["least"]),
+        check=_integer(0, 100000),
     ),
     Key("addons", "mapping", "Add-ons to install, by name.", default="none"),
     Key(
@@ -1526,6 +1657,26 @@ def _certificate_relations(known: _Known) -> Iterator[str]:
         )
 
 
+def _backup_relations(known: _Known) -> Iterator[str]:
+    given = known.document.get("backup", {})
+    if not isinstance(given, Mapping):
+        return
+    folder = known.at("backup.folder") if "folder" in given else BACKUP["folder"]
+    if folder is not None and folder == known.at("backup.target"):
+        yield _problem(
+            "backup.target", f"{folder}, which is backup.folder", "another folder", "delete it"
+        )
+    port = known.at("backup.port") if "port" in given else BACKUP["port"]
+    used = {port_: name for ports in _TAKEN.values() for port_, name in ports.items()}
+    if port in used:
+        yield _problem(
+            "backup.port",
+            f"{port}, which {used[port]} uses",
+            "a port that is free on etcd's hosts",
+            f"choose another, such as {BACKUP['port']}",
+        )
+
+
 _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _host_relations,
     _role_relations,
@@ -1535,6 +1686,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _version_relations,
     _override_relations,
     _timer_relations,
+    _backup_relations,
     _certificate_relations,
 )
 
@@ -1595,7 +1747,8 @@ def problems(document: Any, parity: bool = True) -> list[str]:
     Example:
         >>> problems({"nmae": "x"})[-1]
         'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, \
-firewall, versions, artifacts, images, overrides, timers, certificates, addons; did you mean name?'
+firewall, versions, artifacts, images, overrides, timers, certificates, backup, addons; did you \
+mean name?'
     """
     if not isinstance(document, Mapping):
         return [

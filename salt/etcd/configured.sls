@@ -14,6 +14,25 @@ Create the etcd data directory:
     - require:
       - sls: common.accounts
 
+# Its data, and so whatever a reader of etcd may know: docs/operations/backup.md
+The folder of backups exists:
+  file.directory:
+    - name: {{ pillar.indigo.backup.folder }}
+    - user: root
+    - group: root
+    - mode: '0700'
+    - makedirs: True
+
+# Its time is that from which a first backup is waited for.
+The first backup is waited for:
+  file.managed:
+    - name: {{ pillar.indigo.backup.folder }}/.since
+    - contents: Managed by Salt.
+    - replace: False
+    - mode: '0600'
+    - require:
+      - file: The folder of backups exists
+
 The unit of etcd is in place:
   file.managed:
     - name: /etc/systemd/system/etcd.service

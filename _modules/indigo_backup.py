@@ -1,0 +1,1360 @@
+"""Backups of etcd that are proven: made, really restored aside, read back, kept and copied.
+
+A *set* is a folder named after the time and the host that made it:
+
+``snapshot.db``
+    What ``etcdctl snapshot save`` wrote.
+``secrets.json``
+    The authorities, and the masters' tokens and keys, sealed to the operator's public key
+    (``backup.recipient``). Each host seals its own and hands over ciphertext.
+``manifest.json``
+    What the set holds, with checksums, and how it was proven.
+
+It is built under a name that nobody takes for a set, and renamed when everything in it is on disk
+and proven: a snapshot that was never restored is a hope. What does not restore is kept aside as
+``suspect-…`` and told as an event.
+
+Other etcd hosts fetch a copy over TLS with the certificates that they have as members; so whoever
+can read a set could read etcd anyway, and no new secret is needed.
+
+Sources: etcd's guides "Disaster recovery" and "Maintenance"; ``etcdctl snapshot --help`` of 3.4,
+``etcdutl --help`` of 3.5 and 3.6; systemd.resource-control(5).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import calendar
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import http.client
+import http.server
+import json
+import logging
+import os
+import re
+import secrets as random
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from salt.exceptions import CommandExecutionError
+
+try:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import padding, rsa
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    HAS_CRYPTOGRAPHY = True
+except ImportError:
+    HAS_CRYPTOGRAPHY = False
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+NAME = re.compile(r"(\d{8}T\d{6}Z)-([A-Za-z0-9.-]+)")
+SNAPSHOT, SECRETS, MANIFEST = "snapshot.db", "secrets.json", "manifest.json"
+
+#: Names of what is no set: one that is being built, and one that did not restore.
+PARTIAL, SUSPECT = ".partial-", "suspect-"
+
+#: How many snapshots that did not restore are kept for a look at them.
+SUSPECTS = 2
+
+#: Key in etcd that names the newest proven set, so that no host makes another beside it.
+NEWEST = "indigo/backup/newest"
+
+#: Room that is left on the disk, in bytes: a backup must never be what fills it.
+RESERVE = 512 * 2**20
+
+#: Bytes that a proof may use of memory at least; more for a large database.
+MEMORY = 256 * 2**20
+
+#: Seconds that one step of a proof may take at most.
+PATIENCE = 900
+
+#: Before a command that reads the disk: it yields to etcd.
+GENTLY = ("nice", "-n", "19", "ionice", "-c", "3")
+
+#: The unit in which a snapshot is started for its proof.
+PROOF = "indigo-backup-proof"
+
+#: Prefix of the events for the Salt master's reactors and monitoring.
+EVENTS = "indigo/backup"
+
+
+def __virtual__() -> str | tuple[bool, str]:
+    if not HAS_CRYPTOGRAPHY:
+        return False, "indigo_backup needs the Python package cryptography"
+    return "indigo_backup"
+
+
+class Suspect(CommandExecutionError):
+    """A snapshot that does not restore to what it should hold."""
+
+
+# --- pure -------------------------------------------------------------------------------------
+
+
+def stamp(moment: float) -> str:
+    """The time part of a set's name, in UTC.
+
+    >>> stamp(0)
+    '19700101T000000Z'
+    """
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(moment))
+
+
+def made_at(name: str) -> int | None:
+    """When a set was made, in seconds of the epoch, from its name; None for what is no set.
+
+    >>> made_at("19700101T000100Z-etcd1"), made_at("suspect-19700101T000100Z-etcd1")
+    (60, None)
+    """
+    found = NAME.fullmatch(name)
+    return calendar.timegm(time.strptime(found[1], "%Y%m%dT%H%M%SZ")) if found else None
+
+
+def slot(now: float, every: int, at: str) -> float:
+    """The last time at which a backup was due.
+
+    Args:
+        now: Seconds of the epoch.
+        every: Hours between two backups.
+        at: ``hh:mm``, UTC, from which they are counted.
+
+    Returns:
+        Seconds of the epoch, at most ``now``.
+
+    Example:
+        >>> stamp(slot(86400 * 3 + 7200, 24, "01:30")), stamp(slot(86400 * 3 + 60, 24, "01:30"))
+        ('19700104T013000Z', '19700103T013000Z')
+    """
+    hours, minutes = at.split(":")
+    first = int(hours) * 3600 + int(minutes) * 60
+    return first + (now - first) // (every * 3600) * (every * 3600)
+
+
+def due(now: float, newest: float | None, every: int, at: str) -> bool:
+    """Whether a backup is to be made: the newest proven one is older than the last slot.
+
+    >>> due(86400 * 3, None, 24, "01:30"), due(86400 * 3, 86400 * 2.5, 24, "01:30")
+    (True, False)
+    """
+    return bool(every) and (newest is None or newest < slot(now, every, at))
+
+
+def kept(names: Iterable[str], keep: Mapping[str, int]) -> set[str]:
+    """Which sets are kept: the newest, and the last of each of the last days, weeks and months.
+
+    Only days, weeks and months that have a set are counted, so that a cluster that was off for a
+    year loses nothing.
+
+    Args:
+        names: Names of sets.
+        keep: How many of ``daily``, ``weekly`` and ``monthly``.
+
+    Example:
+        >>> sorted(kept(["20260101T010000Z-a", "20260101T020000Z-a", "20260102T010000Z-b"],
+        ...             {"daily": 2, "weekly": 0, "monthly": 0}))
+        ['20260101T020000Z-a', '20260102T010000Z-b']
+    """
+    newest_first = sorted((name for name in names if made_at(name) is not None), reverse=True)
+    result = set(newest_first[:1])
+    for kind, form in (("daily", "%Y-%m-%d"), ("weekly", "%G-%V"), ("monthly", "%Y-%m")):
+        spans: dict[str, str] = {}
+        for name in newest_first:
+            moment = datetime.datetime.fromtimestamp(made_at(name) or 0, datetime.timezone.utc)
+            spans.setdefault(moment.strftime(form), name)
+        result |= set(list(spans.values())[: keep.get(kind, 0)])
+    return result
+
+
+def room_problem(free: int, size: int, factor: int, where: str) -> str:
+    """Why there is too little room; empty where there is enough.
+
+    Args:
+        free: Bytes that are free.
+        size: Bytes of the database.
+        factor: How many times that is needed.
+        where: The folder, to be told.
+
+    Example:
+        >>> room_problem(2**30, 1000, 4, "/x")
+        ''
+        >>> room_problem(2**29, 2**20, 4, "/x")
+        '/x: 512 MiB are free, expected 516: make room there, or set backup.folder'
+    """
+    needed = RESERVE + factor * size
+    if free >= needed:
+        return ""
+    return (
+        f"{where}: {free >> 20} MiB are free, expected {needed >> 20}: make room there, or set "
+        "backup.folder"
+    )
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def fingerprint(public_key: str) -> str:
+    """Short name of a public key, whatever the spaces around it."""
+    return hashlib.sha256(_recipient_der(public_key)).hexdigest()[:16]
+
+
+def _recipient(public_key: str) -> rsa.RSAPublicKey:
+    try:
+        public = serialization.load_pem_public_key(public_key.strip().encode())
+    except (ValueError, TypeError):
+        raise CommandExecutionError(
+            "backup.recipient is no PEM public key; make a pair with salt-run indigo_backup.keypair"
+        ) from None
+    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < 2048:
+        raise CommandExecutionError(
+            "backup.recipient is not an RSA key of 2048 bits or more; make a pair with "
+            "salt-run indigo_backup.keypair"
+        )
+    return public
+
+
+def _recipient_der(public_key: str) -> bytes:
+    return _recipient(public_key).public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _oaep() -> padding.OAEP:
+    return padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+
+
+def seal(header: Mapping[str, Any], payload: Any, public_key: str) -> dict[str, Any]:
+    """Encrypt for the holder of a private key; the header stays readable, and is part of it.
+
+    A fresh AES-256-GCM key, itself encrypted with RSA-OAEP (SHA-256).
+
+    Args:
+        header: What may be known of it.
+        payload: Any JSON data.
+        public_key: PEM, RSA.
+
+    Returns:
+        ``header``, ``key``, ``nonce`` and ``data``; the last three in base64.
+
+    Raises:
+        CommandExecutionError: The key cannot be used.
+    """
+    public = _recipient(public_key)
+    key, nonce = AESGCM.generate_key(bit_length=256), random.token_bytes(12)
+    data = AESGCM(key).encrypt(nonce, zlib.compress(_canonical(payload)), _canonical(header))
+    return {
+        "header": dict(header),
+        "key": base64.b64encode(public.encrypt(key, _oaep())).decode(),
+        "nonce": base64.b64encode(nonce).decode(),
+        "data": base64.b64encode(data).decode(),
+    }
+
+
+def unseal(sealed: Mapping[str, Any], private_key: bytes) -> Any:
+    """Decrypt what :func:`seal` made.
+
+    Args:
+        sealed: Its answer.
+        private_key: PEM, without a passphrase.
+
+    Raises:
+        CommandExecutionError: Another key's, or changed.
+    """
+    try:
+        private = serialization.load_pem_private_key(private_key, password=None)
+        if not isinstance(private, rsa.RSAPrivateKey):
+            raise ValueError("not an RSA key")
+        key = private.decrypt(base64.b64decode(sealed["key"], validate=True), _oaep())
+        text = AESGCM(key).decrypt(
+            base64.b64decode(sealed["nonce"], validate=True),
+            base64.b64decode(sealed["data"], validate=True),
+            _canonical(sealed["header"]),
+        )
+        return json.loads(zlib.decompress(text))
+    except (InvalidTag, ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        raise CommandExecutionError(
+            "the sealed secrets do not open with this private key: they are for another key, or "
+            "were changed; give the key whose public half was backup.recipient at that time"
+        ) from None
+
+
+# --- this host --------------------------------------------------------------------------------
+
+
+def _view() -> Mapping[str, Any]:
+    return __pillar__.get("indigo", {})
+
+
+def _settings() -> dict[str, Any]:
+    """All that an etcd host needs: its part in backups, and how it reaches its member."""
+    view = _view()
+    backup, etcd = view.get("backup", {}), view.get("components", {}).get("etcd")
+    if "folder" not in backup or not etcd:
+        raise CommandExecutionError(
+            "This host makes no backups: it has no role etcd in pillar/cluster.yaml, or its pillar "
+            "is old (saltutil.refresh_pillar)"
+        )
+    binaries = view["binaries"]
+    return {
+        **backup,
+        "id": view["id"],
+        "cluster": view["cluster"]["name"],
+        "version": view["versions"]["etcd"],
+        "etcd": etcd,
+        "etcdctl": binaries["etcdctl"],
+        # Since 3.5 what works on files has a program of its own; 3.6 has it nowhere else.
+        "etcdutl": binaries.get("etcdutl", binaries["etcdctl"]),
+        "server": binaries["etcd"],
+    }
+
+
+def _environment(settings: Mapping[str, Any], endpoint: str) -> dict[str, str]:
+    etcd = settings["etcd"]
+    return {
+        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+        "ETCDCTL_API": "3",
+        "ETCDCTL_CACERT": etcd["ca"],
+        "ETCDCTL_CERT": etcd["cert"],
+        "ETCDCTL_KEY": etcd["key"],
+        "ETCDCTL_ENDPOINTS": endpoint,
+        "ETCDCTL_DIAL_TIMEOUT": "2s",
+        # Go programs may use as many processors as they like, and this must not.
+        "GOMAXPROCS": "1",
+    }
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], timeout: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            list(command),
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CommandExecutionError(f"{command[0]} failed: {error}") from error
+
+
+def _told(done: subprocess.CompletedProcess[str]) -> str:
+    """Why a command failed, in one line."""
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    wanted = [line for line in lines if line.startswith(("Error", "panic"))] or lines[-1:]
+    return wanted[0][:300] if wanted else f"exit {done.returncode}"
+
+
+def _etcdctl(settings: Mapping[str, Any], *arguments: str, endpoint: str = "") -> Any:
+    """The JSON that etcdctl prints."""
+    endpoint = endpoint or settings["etcd"]["url"]
+    command = [settings["etcdctl"], "--write-out=json", "--command-timeout=60s", *arguments]
+    done = _run(command, _environment(settings, endpoint), 120)
+    if done.returncode:
+        raise CommandExecutionError(f"etcdctl {' '.join(arguments[:2])}: {_told(done)}")
+    return json.loads(done.stdout or "null")
+
+
+def _gateway(
+    settings: Mapping[str, Any], endpoint: str, path: str, body: Mapping[str, Any]
+) -> dict[str, Any]:
+    """One question to a member's JSON gateway."""
+    etcd = settings["etcd"]
+    context = ssl.create_default_context(cafile=etcd["ca"])
+    context.load_cert_chain(etcd["cert"], etcd["key"])
+    host, port = endpoint.removeprefix("https://").rsplit(":", 1)
+    connection = http.client.HTTPSConnection(host, int(port), timeout=120, context=context)
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        text = answer.read().decode("utf-8", "replace")
+        if answer.status != 200:
+            raise CommandExecutionError(f"etcd at {endpoint} answers {answer.status}: {text[:200]}")
+        return json.loads(text)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise CommandExecutionError(f"etcd at {endpoint} does not answer: {error}") from error
+    finally:
+        connection.close()
+
+
+def _all_keys(settings: Mapping[str, Any], endpoint: str, revision: int = 0) -> tuple[int, int]:
+    """Revision of a member, and the number of its keys: at a revision, or now."""
+    everything = base64.b64encode(b"\0").decode()
+    body = {"key": everything, "range_end": everything, "count_only": True}
+    body |= {"revision": str(revision)} if revision else {}
+    said = _gateway(settings, endpoint, "/v3/kv/range", body)
+    return int(said["header"]["revision"]), int(said.get("count", 0))
+
+
+def _hash(settings: Mapping[str, Any], endpoint: str, revision: int) -> tuple[int, int]:
+    """Hash over all keys up to a revision, and the revision of the last compaction."""
+    said = _etcdctl(settings, "endpoint", "hashkv", f"--rev={revision}", endpoint=endpoint)
+    found = said[0]["HashKV"]
+    return int(found.get("hash", 0)), int(found.get("compact_revision", -1))
+
+
+def _event(what: str, data: Mapping[str, Any]) -> None:
+    """Tell the Salt master; a backup does not fail for want of one."""
+    with contextlib.suppress(Exception):
+        __salt__["event.send"](f"{EVENTS}/{what}", {"host": _view().get("id"), **data})
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One change of the sets on this host at a time; it ends with the process that has it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(folder / ".lock", "w", encoding="ascii") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A file, whole and on disk, for root alone."""
+    partial = path.with_name(f".{path.name}.new")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync(path.parent)
+
+
+def _digest(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    fits = isinstance(found, dict) and found.get("format") == FORMAT and found.get("proven")
+    return found if fits else None
+
+
+def sets(folder: str | None = None) -> list[dict[str, Any]]:
+    """The proven sets that lie here, the newest first.
+
+    Args:
+        folder: Where to look; this host's own and the shared one (``backup.target``) by default.
+
+    Returns:
+        Their manifests, each with its ``path``. Names in both are told once.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'etcd*' indigo_backup.sets
+    """
+    settings = _settings()
+    folders = [folder] if folder else [settings["folder"], settings["target"]]
+    found: dict[str, dict[str, Any]] = {}
+    for root in filter(None, folders):
+        if not os.path.isdir(root):
+            continue
+        for name in os.listdir(root):
+            path = Path(root, name)
+            if made_at(name) is None or name in found:
+                continue
+            manifest = _manifest(path)
+            if manifest and manifest["cluster"] == settings["cluster"]:
+                found[name] = {**manifest, "path": str(path)}
+    return sorted(found.values(), key=lambda one: one["made"], reverse=True)
+
+
+def status() -> dict[str, Any]:
+    """What this host knows of backups; changes nothing.
+
+    Returns:
+        ``sets`` (name, made, bytes, revision, keys, seconds, copies, and whether it holds keys),
+        ``suspects`` (names), ``since`` (when backups were set up here) and ``problem`` (why the
+        last one failed, or None).
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'etcd*' indigo_backup.status
+    """
+    settings = _settings()
+    folder = Path(settings["folder"])
+    wanted = ("name", "made", "host", "bytes", "revision", "keys", "seconds", "copies")
+    failed = _remembered(folder)
+    return {
+        "sets": [
+            {**{key: one.get(key) for key in wanted}, "complete": bool(one.get("secrets"))}
+            for one in sets()
+        ],
+        "suspects": sorted(path.name for path in folder.glob(f"{SUSPECT}*")),
+        "since": _since(folder),
+        "problem": failed,
+    }
+
+
+def _since(folder: Path) -> int | None:
+    try:
+        return int((folder / ".since").stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _remembered(folder: Path) -> str | None:
+    try:
+        return (folder / ".problem").read_text(encoding="utf-8") or None
+    except OSError:
+        return None
+
+
+# --- making one -------------------------------------------------------------------------------
+
+
+def run(force: bool = False) -> dict[str, Any]:
+    """Make a backup if one is due, and prove it. What Salt's schedule calls on every etcd host.
+
+    Whoever gets the cluster's lock makes it; so the next host takes over from one that is down.
+    The leader leaves it to the others while it is only just due.
+
+    Args:
+        force: Also when none is due.
+
+    Returns:
+        ``made`` (name of the new set, or None), ``why`` where none was made, and of a new one
+        ``bytes``, ``revision``, ``keys``, ``seconds`` and ``copies`` (host to ``ok`` or a problem).
+
+    Raises:
+        CommandExecutionError: It failed; the reason is told as the event ``indigo/backup/failed``
+            too, and a snapshot that does not restore as ``indigo/backup/alarm``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd2 indigo_backup.run
+        salt etcd2 indigo_backup.run force=True
+    """
+    settings = _settings()
+    folder = Path(settings["folder"])
+    with _alone(folder):
+        try:
+            result = _run_alone(settings, folder, force)
+        except CommandExecutionError as error:
+            _write(folder / ".problem", str(error).encode())
+            if not isinstance(error, Suspect):  # that one has been told
+                _event("failed", {"problem": str(error)})
+            raise
+        if result["made"] or "due" in result["why"]:
+            (folder / ".problem").unlink(missing_ok=True)
+    # Outside: another host that has a set for this one at the same time must not wait for it.
+    own = [one for one in sets(settings["folder"]) if one["host"] == settings["id"]][:1]
+    if own and (result["made"] or _lacks_copies(settings, own[0])):
+        result["copies"] = _copies(settings, Path(own[0]["path"]), own[0])
+    if result["made"]:
+        _event("made", result)
+    return result
+
+
+def _lacks_copies(settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether a copy could not be made at the time: its host may be back."""
+    wanted = [settings["target"]] if settings["target"] else []
+    if settings["copies"]:
+        wanted += [host for host in settings["hosts"] if host != settings["id"]]
+    return any((manifest.get("copies") or {}).get(place) != "ok" for place in wanted)
+
+
+def _run_alone(settings: dict[str, Any], folder: Path, force: bool) -> dict[str, Any]:
+    now = time.time()
+    newest = _newest(settings)
+    if not force and not due(now, newest, settings["every"], settings["at"]):
+        age = int(now - (newest or now))
+        _event("age", {"seconds": age})
+        return {"made": None, "why": f"none is due: the newest is {age} s old"}
+    said = _etcdctl(settings, "endpoint", "status")[0]["Status"]
+    if not said.get("leader") or not _healthy(settings):
+        raise CommandExecutionError(
+            f"etcd on {settings['id']} is no part of a quorum: a snapshot of it could be old. "
+            "Another host makes the backup; see salt-run indigo.status"
+        )
+    leads = said["leader"] == said["header"]["member_id"] and len(settings["etcd"]["members"]) > 1
+    if leads and not force and _just_due(settings, now):
+        return {"made": None, "why": "it is left to the others first: this member leads"}
+    lock = __salt__["indigo_rolling.lock"](_lock(settings), "backup", settings["id"])
+    try:
+        try:
+            lock.acquire(timeout=3, grace=3)
+        except CommandExecutionError as error:
+            return {"made": None, "why": f"another host makes it: {error}"}
+        if not force and not due(now, _newest(settings), settings["every"], settings["at"]):
+            return {"made": None, "why": "none is due: another host has just made it"}
+        manifest = _make(settings, folder, now, int(said["dbSize"]))
+        with contextlib.suppress(CommandExecutionError):
+            value = json.dumps({key: manifest[key] for key in ("name", "made", "host")})
+            _etcdctl(settings, "put", NEWEST, value)
+    finally:
+        lock.release()
+    _expire(settings, folder)
+    told = {key: manifest[key] for key in ("bytes", "revision", "keys", "seconds", "lacking")}
+    return {"made": manifest["name"], **told}
+
+
+def _just_due(settings: Mapping[str, Any], now: float) -> bool:
+    """Whether the others have not had time to look, each of them, since it is due."""
+    job = settings["schedule"].get("etcd_backup", {})
+    looks = 2 * (job.get("seconds", 0) + job.get("splay", 0))
+    since = _since(Path(settings["folder"])) or 0
+    return now - max(slot(now, settings["every"] or 24, settings["at"]), since) < looks
+
+
+def _lock(settings: Mapping[str, Any]) -> dict[str, Any]:
+    etcd = settings["etcd"]
+    others = [one["client"] for one in etcd["members"].values() if one["client"] != etcd["url"]]
+    return {
+        "endpoints": [etcd["url"], *others],
+        **{key: etcd[key] for key in ("ca", "cert", "key")},
+    }
+
+
+def _healthy(settings: Mapping[str, Any]) -> bool:
+    etcd = settings["etcd"]
+    tls = {key: etcd[key] for key in ("ca", "cert", "key")}
+    answer = __salt__["indigo_health.check"](
+        f"{etcd['url']}/health", expect='"health":"true"', timeout=3, **tls
+    )
+    return bool(answer["ok"])
+
+
+def _newest(settings: Mapping[str, Any]) -> float | None:
+    """When the newest proven set was made, here or anywhere."""
+    moments = [float(one["made"]) for one in sets()]
+    with contextlib.suppress(CommandExecutionError, ValueError, KeyError):
+        found = _etcdctl(settings, "get", NEWEST).get("kvs", [])
+        if found:
+            moments.append(float(json.loads(base64.b64decode(found[0]["value"]))["made"]))
+    return max(moments, default=None)
+
+
+def _make(settings: Mapping[str, Any], folder: Path, now: float, size: int) -> dict[str, Any]:
+    """A new set, proven; its manifest."""
+    for old in folder.glob(f"{PARTIAL}*"):  # of a run that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    # Twice for the scratch member, once for the snapshot, and one to spare while it grows.
+    if problem := room_problem(shutil.disk_usage(folder).free, size, 4, str(folder)):
+        raise CommandExecutionError(problem)
+    if problem := _memory_problem(size):
+        raise CommandExecutionError(problem)
+    name = f"{stamp(now)}-{settings['id']}"
+    partial = folder / f"{PARTIAL}{name}"
+    partial.mkdir(mode=0o700)
+    begun = time.monotonic()
+    try:
+        snapshot = partial / SNAPSHOT
+        found = _snapshot(settings, snapshot)
+        taken = time.monotonic() - begun
+        try:
+            found |= prove(str(snapshot))
+        except Suspect as error:
+            aside = folder / f"{SUSPECT}{name}"
+            _write(partial / "problem", str(error).encode())
+            partial.replace(aside)
+            _forget_suspects(folder)
+            _event("alarm", {"set": aside.name, "problem": str(error)})
+            raise Suspect(f"{error}. It is kept as {aside}") from error
+        sealed, lacking = _sealed_parts(settings)
+        if sealed:
+            _write(partial / SECRETS, _canonical(sealed))
+        manifest = {
+            "format": FORMAT,
+            "name": name,
+            "cluster": settings["cluster"],
+            "made": int(now),
+            "host": settings["id"],
+            "etcd": settings["version"],
+            "sha256": found.pop("sha256"),
+            "bytes": snapshot.stat().st_size,
+            **found,
+            "secrets": {part: one["header"] for part, one in sealed.items()},
+            "lacking": lacking,
+            "seconds": {
+                "snapshot": round(taken, 1),
+                "total": round(time.monotonic() - begun, 1),
+            },
+        }
+        _write(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+        partial.replace(folder / name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _memory_problem(size: int) -> str:
+    """Why there is too little memory for a proof; empty where there is enough."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        rows = dict(line.split(":") for line in file)
+    free = int(rows["MemAvailable"].split()[0]) * 1024
+    needed = _memory(size)
+    if free >= needed + MEMORY:
+        return ""
+    return (
+        f"{free >> 20} MiB of memory are available, expected {(needed + MEMORY) >> 20} to restore "
+        "the snapshot for its proof without harm to etcd: free some, or give this host more"
+    )
+
+
+def _memory(size: int) -> int:
+    return max(MEMORY, 3 * size)
+
+
+def _forget_suspects(folder: Path) -> None:
+    for old in sorted(folder.glob(f"{SUSPECT}*"))[:-SUSPECTS]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _snapshot(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Have the own member write a snapshot; what is in it."""
+    environment = _environment(settings, settings["etcd"]["url"])
+    done = _run([*GENTLY, settings["etcdctl"], "snapshot", "save", str(path)], environment)
+    if done.returncode:
+        raise CommandExecutionError(f"etcdctl snapshot save: {_told(done)}")
+    path.chmod(0o600)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _sync(path.parent)
+    return {"sha256": _digest(path)}
+
+
+# --- proving it -------------------------------------------------------------------------------
+
+
+def prove(path: str) -> dict[str, Any]:
+    """Restore a snapshot beside the living member, start it, read it, and stop it.
+
+    It runs in a unit of its own with a bound on memory, on one processor and with the least
+    priority for processor and disk, on ports of loopback that ask for a certificate of etcd.
+
+    Args:
+        path: The snapshot.
+
+    Returns:
+        ``revision``, ``keys``, ``hash`` (over all keys, or None where it could not be compared
+        with the living member's), and ``proven`` (how).
+
+    Raises:
+        CommandExecutionError: It is corrupt or does not hold what it should; or it could not be
+            tried.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd1 indigo_backup.prove /var/lib/indigo-backup/20261124T013000Z-etcd1/snapshot.db
+    """
+    settings = _settings()
+    snapshot = Path(path)
+    scratch = Path(settings["folder"], f"{PARTIAL}scratch")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(mode=0o700, parents=True)
+    begun = time.monotonic()
+    size = snapshot.stat().st_size
+    client, peer = _free_ports(2)
+    try:
+        said = _snapshot_status(settings, snapshot)
+        name, url = "proof", f"https://127.0.0.1:{peer}"
+        command = [
+            settings["etcdutl"], "snapshot", "restore", str(snapshot), f"--name={name}",
+            f"--data-dir={scratch}/data", f"--initial-cluster={name}={url}",
+            f"--initial-advertise-peer-urls={url}", "--initial-cluster-token=proof",
+        ]  # fmt: skip
+        done = confined(command, scratch, size, wait=True)
+        if done.returncode:
+            raise Suspect(f"the snapshot does not restore: {_told(done)}")
+        endpoint = f"https://127.0.0.1:{client}"
+        done = confined(_server(settings, name, scratch, endpoint, url), scratch, size, wait=False)
+        if done.returncode:
+            raise Suspect(f"the restored snapshot does not start: {_told(done)}")
+        # At that revision: leases that end meanwhile take keys with them.
+        revision = int(said["revision"])
+        reached, keys = _all_keys(settings, endpoint, revision)
+        if reached < revision:
+            raise Suspect(f"the snapshot is of revision {revision}, restored {reached}")
+        if not keys:
+            raise Suspect("the restored snapshot holds no keys")
+        own = _hash(settings, endpoint, revision)
+        compared = _compared(settings, revision, own)
+    finally:
+        _end_proof()
+        shutil.rmtree(scratch, ignore_errors=True)
+    return {
+        "revision": revision,
+        "keys": keys,
+        "hash": own[0],
+        "proven": {
+            "at": int(time.time()),
+            "host": settings["id"],
+            "compared": compared,
+            "seconds": round(time.monotonic() - begun, 1),
+        },
+    }
+
+
+def _compared(settings: Mapping[str, Any], revision: int, own: tuple[int, int]) -> bool:
+    """Whether the living member has the same data at that revision; raises where it has other.
+
+    It cannot be said where the member has been compacted since, or does not reach back (a set that
+    is older than the last restore).
+    """
+    try:
+        living = _hash(settings, settings["etcd"]["url"], revision)
+    except CommandExecutionError:
+        return False
+    if living[1] != own[1]:
+        return False
+    if living[0] != own[0]:
+        raise Suspect(
+            f"at revision {revision} the restored data is not what the member holds: hash {own[0]},"
+            f" expected {living[0]}; the member or the snapshot is corrupt. Compare members: "
+            "etcdctl endpoint hashkv --cluster"
+        )
+    return True
+
+
+def _snapshot_status(settings: Mapping[str, Any], snapshot: Path) -> dict[str, Any]:
+    command = [settings["etcdutl"], "--write-out=json", "snapshot", "status", str(snapshot)]
+    done = _run([*GENTLY, *command], _environment(settings, ""))
+    try:
+        found = json.loads(done.stdout)
+    except ValueError:
+        found = None
+    if done.returncode or not isinstance(found, dict):
+        raise Suspect(f"the snapshot cannot be read: {_told(done)}")
+    return found
+
+
+def _server(
+    settings: Mapping[str, Any], name: str, scratch: Path, endpoint: str, peer: str
+) -> list[str]:
+    etcd = settings["etcd"]
+    files = {"cert-file": etcd["cert"], "key-file": etcd["key"], "trusted-ca-file": etcd["ca"]}
+    flags = {
+        "name": name,
+        "data-dir": f"{scratch}/data",
+        "listen-client-urls": endpoint,
+        "advertise-client-urls": endpoint,
+        "listen-peer-urls": peer,
+        "client-cert-auth": "true",
+        "peer-client-cert-auth": "true",
+        "quota-backend-bytes": etcd["flags"].get("quota-backend-bytes", str(8 * 2**30)),
+        # It is thrown away in a moment, and its syncs would wait before those of the living one.
+        "unsafe-no-fsync": "true",
+        **files,
+        **{f"peer-{flag}": value for flag, value in files.items()},
+    }
+    return [settings["server"], *(f"--{flag}={value}" for flag, value in flags.items())]
+
+
+def confined(
+    command: Sequence[str], scratch: Path, size: int, wait: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a unit of its own that cannot get in etcd's way.
+
+    Args:
+        command: Program and arguments.
+        scratch: The one folder that it may write to.
+        size: Bytes of the snapshot; the bound on memory follows from it.
+        wait: Until it ends; else until it says that it serves.
+    """
+    properties = {
+        "MemoryMax": _memory(size),
+        "Nice": 19,
+        "CPUSchedulingPolicy": "idle",
+        "IOSchedulingClass": "idle",
+        "CPUWeight": 1,
+        "IOWeight": 1,
+        "OOMScoreAdjust": 1000,
+        "RuntimeMaxSec": PATIENCE,
+        "TimeoutStartSec": PATIENCE,
+        "Environment": "GOMAXPROCS=1 ETCDCTL_API=3",
+        "UMask": "0077",
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ReadWritePaths": scratch,
+        "CapabilityBoundingSet": "CAP_DAC_OVERRIDE",
+    }
+    kind = ["--wait", "--pipe"] if wait else [f"--unit={PROOF}", "--property=Type=notify"]
+    given = [f"--property={key}={value}" for key, value in properties.items()]
+    environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+    if not wait:
+        _end_proof()
+    return _run(["systemd-run", "--quiet", "--collect", *kind, *given, *command], environment)
+
+
+def _end_proof() -> None:
+    environment = {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
+    with contextlib.suppress(CommandExecutionError):
+        _run(["systemctl", "kill", "--signal=SIGKILL", f"{PROOF}.service"], environment, 60)
+        _run(["systemctl", "stop", f"{PROOF}.service"], environment, 60)
+        _run(["systemctl", "reset-failed", f"{PROOF}.service"], environment, 60)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def check(name: str) -> dict[str, Any]:
+    """Look again at a set: its checksums, and whether it still restores.
+
+    One that does not is set aside as ``suspect-…``, and told as an event.
+
+    Args:
+        name: Of a set on this host.
+
+    Returns:
+        ``{"name", "ok", "problem"}``.
+
+    Raises:
+        CommandExecutionError: There is no such set here, or it cannot be tried now.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'etcd*' indigo_backup.check 20261124T013000Z-etcd1
+    """
+    found = _find(name)
+    folder = Path(found["path"])
+    with _alone(Path(_settings()["folder"])):
+        try:
+            if problem := content_problem(folder, found):
+                raise Suspect(problem)
+            said = prove(str(folder / SNAPSHOT))
+            for key in ("revision", "keys", "hash"):
+                if said[key] != found[key]:
+                    raise Suspect(f"{key} is {said[key]}, expected {found[key]}")
+        except Suspect as error:
+            aside = folder.with_name(f"{SUSPECT}{name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.replace(aside)
+            _event("alarm", {"set": name, "problem": str(error)})
+            return {"name": name, "ok": False, "problem": f"{error}. It is kept as {aside}"}
+    return {"name": name, "ok": True, "problem": ""}
+
+
+def content_problem(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """What in a set is not as its manifest says; empty where all is."""
+    try:
+        if _digest(folder / SNAPSHOT) != manifest["sha256"]:
+            return f"{folder / SNAPSHOT}: its SHA-256 is not the one in the manifest"
+        if manifest["secrets"]:
+            sealed = json.loads((folder / SECRETS).read_text(encoding="utf-8"))
+            if {part: one["header"] for part, one in sealed.items()} != manifest["secrets"]:
+                return f"{folder / SECRETS}: not what the manifest names"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{folder}: {error}"
+    return ""
+
+
+def _find(name: str) -> dict[str, Any]:
+    for one in sets():
+        if one["name"] == name:
+            return one
+    raise CommandExecutionError(
+        f"{name}: no such proven set on {_settings()['id']}; see salt-run indigo_backup.list"
+    )
+
+
+# --- keeping it -------------------------------------------------------------------------------
+
+
+def _expire(settings: Mapping[str, Any], folder: Path) -> list[str]:
+    """Remove the sets that are not kept, here and in the shared folder; their names."""
+    gone = []
+    for root in filter(None, [str(folder), settings["target"]]):
+        names = [one["name"] for one in sets(root)]
+        for name in sorted(set(names) - kept(names, settings["keep"])):
+            # First it ceases to be a set, then it goes.
+            doomed = Path(root, f"{PARTIAL}{name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            Path(root, name).replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+            gone.append(name)
+    return gone
+
+
+def _copies(
+    settings: Mapping[str, Any], folder: Path, manifest: Mapping[str, Any]
+) -> dict[str, str]:
+    """Put the set everywhere where it belongs; place to ``ok`` or the problem."""
+    path = folder / MANIFEST
+    stored = {key: value for key, value in manifest.items() if key != "path"}
+    done = dict(stored.get("copies") or {})
+    if settings["target"]:
+        done[settings["target"]] = _into_target(Path(settings["target"]), folder)
+    if settings["copies"]:
+        others = [host for host in settings["hosts"] if host != settings["id"]]
+        done |= share(folder.name, [host for host in others if done.get(host) != "ok"])
+    _write(path, json.dumps({**stored, "copies": done}, indent=1).encode())
+    return done
+
+
+def _into_target(target: Path, folder: Path) -> str:
+    try:
+        if not target.is_dir():
+            return f"{target} is no folder: mount it, or correct backup.target"
+        if (target / folder.name).is_dir():
+            return "ok"
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        if problem := room_problem(shutil.disk_usage(target).free, size, 1, str(target)):
+            return problem
+        partial = target / f"{PARTIAL}{folder.name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        for file in folder.iterdir():
+            _write(partial / file.name, file.read_bytes())
+        partial.replace(target / folder.name)
+        _sync(target)
+    except OSError as error:
+        return str(error)
+    return "ok"
+
+
+# --- from host to host ------------------------------------------------------------------------
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the files of one set to hosts with a certificate of a member."""
+
+    folder: Path
+    members: frozenset[str]
+
+    def do_GET(self) -> None:
+        subject = dict(pair for row in self.connection.getpeercert()["subject"] for pair in row)
+        path = self.folder / self.path.strip("/")
+        if subject.get("commonName") not in self.members or self.path.strip("/") not in (
+            SNAPSHOT,
+            SECRETS,
+            MANIFEST,
+        ):
+            self.send_error(403)
+            return
+        try:
+            with path.open("rb") as file:
+                self.send_response(200)
+                self.send_header("Content-Length", str(os.fstat(file.fileno()).st_size))
+                self.end_headers()
+                shutil.copyfileobj(file, self.wfile, 2**20)
+        except FileNotFoundError:
+            self.send_error(404)
+
+    def log_message(self, *arguments: Any) -> None:
+        log.debug("backup: %s", arguments)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: Any, context: ssl.SSLContext) -> None:
+        super().__init__(address, handler)
+        self._context = context
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        # Here, in a thread of its own: one that says nothing must not hold up the others.
+        request.settimeout(60)
+        with self._context.wrap_socket(request, server_side=True) as secure:
+            super().finish_request(secure, client_address)
+
+
+def share(name: str, hosts: Iterable[str] | None = None) -> dict[str, str]:
+    """Have other etcd hosts fetch a set from this one.
+
+    For as long as they take it is served, over TLS with this member's certificate, to members
+    alone.
+
+    Args:
+        name: Of a set on this host.
+        hosts: Minion ids; all other etcd hosts by default.
+
+    Returns:
+        Minion id to ``ok`` or the problem.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd1 indigo_backup.share 20261124T013000Z-etcd1
+    """
+    settings = _settings()
+    etcd = settings["etcd"]
+    wanted = [host for host in settings["hosts"] if host != settings["id"]]
+    wanted = wanted if hosts is None else [host for host in wanted if host in set(hosts)]
+    if not wanted:
+        return {}
+    found = _find(name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(etcd["cert"], etcd["key"])
+    context.load_verify_locations(etcd["ca"])
+    context.verify_mode = ssl.CERT_REQUIRED
+    handler = type(
+        "Handler",
+        (_Handler,),
+        {"folder": Path(found["path"]), "members": frozenset(etcd["members"])},
+    )
+    address, port = settings["hosts"][settings["id"]].rsplit(":", 1)
+    try:
+        server = _Server((address, int(port)), handler, context)
+    except OSError as error:
+        problem = f"{address}:{port} cannot be served at: {error}; see backup.port"
+        return dict.fromkeys(wanted, problem)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
+    thread.start()
+    try:
+        # As slow as 4 MiB a second may be, and time for a minion that is busy.
+        patience = 60 + found["bytes"] // (4 * 2**20)
+        said = __salt__["publish.publish"](
+            wanted,
+            "indigo_backup.fetch",
+            arg=[name, found["sha256"], found["bytes"]],
+            tgt_type="list",
+            timeout=patience,
+        )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    said = said if isinstance(said, Mapping) else {}
+    return {host: _copied(said.get(host)) for host in wanted}
+
+
+def _copied(answer: Any) -> str:
+    if isinstance(answer, Mapping) and answer.get("ok"):
+        return "ok"
+    if isinstance(answer, Mapping):
+        return str(answer.get("problem"))
+    return f"its minion says {answer or 'nothing'}"
+
+
+def fetch(name: str, sha256: str, size: int, **kwargs: Any) -> dict[str, Any]:
+    """Get a set from the etcd host that asks for this; published by :func:`share` there.
+
+    Args:
+        name: Of the set.
+        sha256: Of its snapshot.
+        size: Bytes of its snapshot.
+        kwargs: What Salt adds to a published job; the master says in it who asks.
+
+    Returns:
+        ``{"ok": bool, "problem": str}``.
+    """
+    settings = _settings()
+    source = kwargs.get("__pub_id")
+    try:
+        if source not in settings["hosts"] or source == settings["id"]:
+            raise CommandExecutionError(f"{source!r} is no other etcd host: nothing was fetched")
+        if made_at(name) is None:
+            raise CommandExecutionError(f"{name!r} is no name of a set")
+        folder = Path(settings["folder"])
+        with _alone(folder):
+            _fetch(settings, folder, str(source), name, sha256, int(size))
+            _expire(settings, folder)
+    except (CommandExecutionError, OSError) as error:
+        return {"ok": False, "problem": str(error)}
+    return {"ok": True, "problem": ""}
+
+
+def _fetch(
+    settings: Mapping[str, Any], folder: Path, source: str, name: str, sha256: str, size: int
+) -> None:
+    present = _manifest(folder / name)
+    if present and present["sha256"] == sha256 and not content_problem(folder / name, present):
+        return
+    if problem := room_problem(shutil.disk_usage(folder).free, size, 1, str(folder)):
+        raise CommandExecutionError(problem)
+    partial = folder / f"{PARTIAL}{name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(mode=0o700)
+    try:
+        for file in (MANIFEST, SNAPSHOT, SECRETS):
+            _download(settings, settings["hosts"][source], partial / file, file == SECRETS)
+        found = _manifest(partial)
+        if not found or found["name"] != name or found["cluster"] != settings["cluster"]:
+            raise CommandExecutionError(f"what {source} serves is not the set {name}")
+        if found["sha256"] != sha256 or (problem := content_problem(partial, found)):
+            raise CommandExecutionError(f"the copy of {name} is damaged: fetched from {source}")
+        shutil.rmtree(folder / name, ignore_errors=True)
+        partial.replace(folder / name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _download(settings: Mapping[str, Any], where: str, path: Path, optional: bool) -> None:
+    etcd = settings["etcd"]
+    context = ssl.create_default_context(cafile=etcd["ca"])
+    context.load_cert_chain(etcd["cert"], etcd["key"])
+    host, port = where.rsplit(":", 1)
+    connection = http.client.HTTPSConnection(host, int(port), timeout=60, context=context)
+    try:
+        connection.request("GET", f"/{path.name}")
+        answer = connection.getresponse()
+        if answer.status == 404 and optional:
+            return
+        if answer.status != 200:
+            raise CommandExecutionError(f"https://{where}/{path.name} answers {answer.status}")
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(answer, file, 2**20)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, http.client.HTTPException) as error:
+        raise CommandExecutionError(
+            f"https://{where}/{path.name}: {error}; the port must be open between etcd's hosts"
+        ) from error
+    finally:
+        connection.close()
+
+
+# --- secrets ----------------------------------------------------------------------------------
+
+
+def secrets(kind: str, **kwargs: Any) -> dict[str, Any]:
+    """Secrets of a kind on this host, sealed for the operator; for the etcd host that asks.
+
+    Args:
+        kind: ``authorities`` (the CA host's) or ``tokens`` (a master's).
+        kwargs: What Salt adds to a published job; the master says in it who asks.
+
+    Returns:
+        ``{"sealed": …}`` as :func:`seal` makes it, or ``{"problem": why}``.
+    """
+    view = _view()
+    backup = view.get("backup", {})
+    asks = kwargs.get("__pub_id", view.get("id"))
+    try:
+        if asks not in backup.get("members", []):
+            raise CommandExecutionError(f"{asks!r} is no etcd host: it gets no sealed secrets")
+        if not backup.get("recipient"):
+            raise CommandExecutionError("backup.recipient is not set: there is nobody to seal for")
+        payload, about = _authorities(view) if kind == "authorities" else _tokens(view)
+        header = {
+            "format": FORMAT,
+            "cluster": view["cluster"]["name"],
+            "kind": kind,
+            "host": view["id"],
+            "recipient": fingerprint(backup["recipient"]),
+            **about,
+        }
+        return {"sealed": seal(header, payload, backup["recipient"])}
+    except (CommandExecutionError, OSError) as error:
+        return {"problem": str(error)}
+
+
+def _authorities(view: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    held = view.get("pki", {}).get("held", [])
+    if not held:
+        raise CommandExecutionError(f"{view['id']} holds no authority")
+    payload = {
+        row["name"]: {
+            "certificate": Path(row["certificate"]).read_text(encoding="ascii"),
+            "key": Path(row["key"]).read_text(encoding="ascii"),
+        }
+        for row in held
+    }
+    prints = {
+        name: hashlib.sha256(pair["certificate"].encode()).hexdigest()[:16]
+        for name, pair in payload.items()
+    }
+    return payload, {"authorities": prints}
+
+
+def _tokens(view: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    path = view.get("token_set", {}).get("path")
+    if not path or not os.path.isfile(path):
+        raise CommandExecutionError(f"{view['id']} holds no token set")
+    document = json.loads(Path(path).read_bytes())
+    return document, {key: document[key] for key in ("lineage", "generation")}
+
+
+def _sealed_parts(settings: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The sealed secrets of the CA host and of a master, and what is lacking and why."""
+    if not settings["recipient"]:
+        return {}, {"secrets": "backup.recipient is not set"}
+    sealed: dict[str, Any] = {}
+    lacking: dict[str, str] = {}
+    for kind, hosts in settings["secrets"].items():
+        for host in hosts:
+            if host == settings["id"]:
+                answer: Any = secrets(kind)
+            else:
+                said = __salt__["publish.publish"](
+                    [host], "indigo_backup.secrets", arg=[kind], tgt_type="list", timeout=15
+                )
+                answer = said.get(host) if isinstance(said, Mapping) else said
+            if isinstance(answer, Mapping) and "sealed" in answer:
+                sealed[kind] = answer["sealed"]
+                lacking.pop(kind, None)
+                break
+            why = answer.get("problem") if isinstance(answer, Mapping) else answer
+            lacking[kind] = f"{host}: {why or 'no answer'}"
+    return sealed, lacking
+
+
+def sealed(name: str) -> dict[str, Any]:
+    """The sealed secrets of a set on this host; empty for one without.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd1 indigo_backup.sealed 20261124T013000Z-etcd1
+    """
+    path = Path(_find(name)["path"], SECRETS)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def contents() -> dict[str, int]:
+    """Revision of this host's member and the number of its keys, as a quorum knows them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd1 indigo_backup.contents
+    """
+    settings = _settings()
+    revision, keys = _all_keys(settings, settings["etcd"]["url"])
+    return {"revision": revision, "keys": keys}
