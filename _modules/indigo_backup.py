@@ -1358,3 +1358,65 @@ def contents() -> dict[str, int]:
     settings = _settings()
     revision, keys = _all_keys(settings, settings["etcd"]["url"])
     return {"revision": revision, "keys": keys}
+
+
+def take(sealed: Mapping[str, Any]) -> dict[str, Any]:
+    """Put back what was sealed for this minion: authorities, or the masters' token set.
+
+    What is here already is kept beside: keys that were in use may be the only way to something.
+
+    Args:
+        sealed: Of ``indigo_backup.hand_over`` on the Salt master.
+
+    Returns:
+        ``changed``: paths.
+
+    Raises:
+        CommandExecutionError: It is for another host, cluster or key; or this host has no use
+            for it.
+    """
+    view = _view()
+    header = sealed.get("header", {})
+    for key, expected in (("recipient", view.get("id")), ("cluster", view["cluster"]["name"])):
+        if header.get(key) != expected:
+            raise CommandExecutionError(
+                f"the sealed secrets are for {key} {header.get(key)!r}, expected {expected!r}"
+            )
+    own = Path(__opts__["pki_dir"], "minion.pem").read_bytes()
+    payload = unseal(sealed, own)
+    if header.get("kind") == "authorities":
+        return {"changed": _take_authorities(view, payload)}
+    return {"changed": _take_tokens(view, payload)}
+
+
+def _take_authorities(view: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
+    changed = []
+    for row in view.get("pki", {}).get("held", []):
+        pair = payload.get(row["name"])
+        if not pair:
+            continue
+        # The certificate last: without it the authority is not there yet.
+        for kind, mode in (("key", 0o600), ("certificate", 0o644)):
+            path = Path(row[kind])
+            if path.exists():
+                continue
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _write(path, pair[kind].encode())
+            path.chmod(mode)
+            changed.append(str(path))
+    return changed
+
+
+def _take_tokens(view: Mapping[str, Any], payload: Mapping[str, Any]) -> list[str]:
+    if "token_set" not in view:
+        raise CommandExecutionError(f"{view['id']} is no master: it gets no tokens")
+    path = Path(view["token_set"]["path"])
+    changed = [str(path)]
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if path.exists():
+        kept_as = path.with_name(f"{path.name}.replaced-{_digest(path)[:16]}")
+        if not kept_as.exists():
+            os.link(path, kept_as)
+            changed.append(str(kept_as))
+    _write(path, json.dumps(payload, indent=1, sort_keys=True).encode() + b"\n")
+    return [*changed, *__salt__["indigo_tokens.mend"]()]

@@ -490,6 +490,137 @@ def _wait(unit: str, url: str, view: Mapping[str, Any], timeout: float) -> None:
         )
 
 
+# --- recovery ---------------------------------------------------------------------------------
+
+
+def position() -> dict[str, Any]:
+    """How far this member's data goes when there is no quorum.
+
+    A member that was restarted without a quorum answers nobody. It is stopped then, which takes
+    nothing away, and its database is read as it lies on the disk.
+
+    Returns:
+        ``data`` (whether there is any), ``revision`` and ``source`` (``member`` or ``disk``).
+
+    Raises:
+        CommandExecutionError: The database cannot be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'etcd*' indigo_restore.position
+    """
+    view = _view()
+    etcd = view["components"]["etcd"]
+    if not __salt__["indigo_etcd.has_data"]():
+        return {"data": False, "revision": None, "source": None}
+    found = _position(view)
+    if found:
+        return {"data": True, "revision": found["revision"], "source": "member"}
+    __salt__["indigo_service.pause"]("etcd")
+    database = Path(etcd["data"], "member", "snap", "db")
+    done = _tool(view, [_restorer(view), "--write-out=json", "snapshot", "status", str(database)])
+    try:
+        revision = int(json.loads(done.stdout)["revision"])
+    except (ValueError, KeyError, TypeError):
+        raise CommandExecutionError(f"{database} cannot be read: {_last(done)}") from None
+    return {"data": True, "revision": revision, "source": "disk"}
+
+
+def survive(id_: str, timeout: float = 120) -> dict[str, Any]:
+    """Make this member a cluster of one, with the data that it has.
+
+    etcd is started once with ``force-new-cluster``. The setting is in the file of a first start,
+    which goes as soon as the member serves: with it every later start would throw the others out.
+
+    Args:
+        id_: Of this recovery.
+        timeout: Seconds until it serves.
+
+    Returns:
+        ``aside`` (a copy of the data from before), ``revision`` and ``keys``.
+
+    Raises:
+        CommandExecutionError: No data, no room for the copy, or it does not serve.
+    """
+    view = _view()
+    etcd = view["components"]["etcd"]
+    data, initial = Path(etcd["data"]), Path(etcd["initial"])
+    aside = data / f"replaced-{id_}"
+    if not reached(journal(), id_, "started"):
+        if not __salt__["indigo_etcd.has_data"]():
+            raise CommandExecutionError(f"{data} holds no data: nothing can be recovered from here")
+        __salt__["indigo_service.pause"]("etcd")
+        if not reached(journal(), id_, "restored"):
+            _copy_aside(data, aside)
+            _note(id=id_, backup="", bumped=False, aside=str(aside), stage="restored")
+        text = "# Until etcd serves: see indigo.recover\nETCD_FORCE_NEW_CLUSTER=true\n"
+        _replace_text(initial, text)
+        __salt__["indigo_service.resume"]("etcd")
+        found = __salt__["indigo_health.wait_unit"](
+            "etcd", f"{etcd['url']}/health", expect='"health":"true"', successes=2,
+            timeout=timeout, **_tls(etcd),
+        )  # fmt: skip
+        if not found["ok"]:
+            raise CommandExecutionError(
+                f"etcd does not serve after {timeout:g} s: {found['last']['problem']}; look at: "
+                f"journalctl -u etcd -n 50. A copy of its data is in {aside}"
+            )
+        initial.unlink(missing_ok=True)
+        _note(id=id_, backup="", bumped=False, aside=str(aside), stage="started")
+    initial.unlink(missing_ok=True)
+    return {"aside": str(aside), **__salt__["indigo_backup.contents"]()}
+
+
+def _copy_aside(data: Path, aside: Path) -> None:
+    size = sum(file.stat().st_size for file in (data / "member").rglob("*") if file.is_file())
+    free = shutil.disk_usage(data).free
+    if free < size + 2**28:
+        raise CommandExecutionError(
+            f"{data}: {free >> 20} MiB are free, expected {(size + 2**28) >> 20} for a copy of the "
+            "data: make room there"
+        )
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(mode=0o700)
+    shutil.copytree(data / "member", aside / "member")
+    os.sync()
+
+
+def _replace_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.new")
+    handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def give_way(id_: str) -> dict[str, Any]:
+    """Stop this member and put its data aside: it is to join the cluster of the survivor.
+
+    Args:
+        id_: Of this recovery.
+
+    Returns:
+        ``aside``: where its data is, or None where there was none.
+    """
+    etcd = _view()["components"]["etcd"]
+    data = Path(etcd["data"])
+    aside = data / f"replaced-{id_}"
+    if reached(journal(), id_, "restored"):
+        return {"aside": str(aside) if aside.exists() else None}
+    __salt__["indigo_service.pause"]("etcd")
+    if (data / "member").exists():
+        aside.mkdir(mode=0o700, exist_ok=True)
+        (data / "member").replace(aside / "member")
+    __salt__["indigo_etcd.withdraw_bootstrap"]()
+    kept = str(aside) if aside.exists() else None
+    _note(id=id_, backup="", bumped=False, aside=kept, stage="restored")
+    return {"aside": kept}
+
+
 def finish(id_: str) -> bool:
     """Note that a restore is over. Returns whether it was this one."""
     noted = journal()

@@ -50,9 +50,10 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
     Returns:
         ``units`` (name to active or not), ``certificates`` (rows of ``indigo_pki.status``),
         ``tokens`` (``indigo_tokens.state``), ``vip`` (load balancers: whether the address is
-        here), ``etcd`` (``indigo_etcd.status``), ``api`` (masters: own API server's answer),
-        ``kubernetes`` (``indigo_kube.status``) and ``addons`` (the first master:
-        ``indigo_addon.works``). What could not be asked is ``{"problem": why}``.
+        here), ``etcd`` (``indigo_etcd.status``), ``backup`` (``indigo_backup.status``), ``api``
+        (masters: own API server's answer), ``kubernetes`` (``indigo_kube.status``) and ``addons``
+        (the first master: ``indigo_addon.works``). What could not be asked is
+        ``{"problem": why}``.
 
     CLI Example:
 
@@ -72,6 +73,7 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
         found["vip"] = _tried(lambda: __salt__["indigo_host.holds"](view["vip"]["address"]))
     if "etcd" in roles:
         found["etcd"] = _tried(__salt__["indigo_etcd.status"])
+        found["backup"] = _tried(__salt__["indigo_backup.status"])
     if "master" in roles or "node" in roles:
         found["tokens"] = _tried(__salt__["indigo_tokens.state"])
     if "master" in roles:

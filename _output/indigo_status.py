@@ -80,7 +80,24 @@ def summary(data: Mapping[str, Any]) -> list[str]:
         ("tokens", "in step" if data["tokens"]["in_step"] else "not in step"),
         ("add-ons", _listed(f"{name} {said}" for name, said in data.get("addons", {}).items())),
     ]
+    if "backup" in data:
+        rows.append(("backup", backup(data["backup"])))
     return [f"  {name:<13} {text}" for name, text in rows]
+
+
+def backup(found: Mapping[str, Any]) -> str:
+    """The newest proven backup in a few words.
+
+    Example:
+        >>> backup({"age": 7200, "newest": {"hosts": ["a", "b"], "bytes": 2**21, "complete": True}})
+        'proven 2.0 h ago, 2.0 MiB on a, b'
+    """
+    newest = found["newest"]
+    if not newest:
+        return "none yet"
+    size = f"{newest['bytes'] / 2**20:.1f} MiB on {_listed(newest['hosts'])}"
+    keys = "" if newest["complete"] else ", without the cluster's keys (backup.recipient)"
+    return f"proven {found['age'] / 3600:.1f} h ago, {size}{keys}"
 
 
 def _hosts(hosts: Mapping[str, Any], good: Any, bad: Any) -> list[str]:

@@ -6,6 +6,7 @@ what is there, takes hosts out and puts new machines in the place of old ones.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,41 @@ def status(timeout: float = 15) -> dict[str, Any]:
             tgt_type="list",
             timeout=timeout,
         )
-    return {"outputter": "indigo_status", "data": assess(plan, reports)}
+    data = assess(plan, reports)
+    told = {
+        id_: one["backup"]
+        for id_, one in reports.items()
+        if isinstance(one, Mapping) and "backup" in one
+    }
+    found = __salt__["indigo_backup.overview"](plan, told, time.time())
+    data["backup"] = {"newest": next(iter(found["sets"]), None), "age": found["age"]}
+    data["problems"] += found["problems"]
+    data["retcode"] = int(bool(data["problems"]))
+    return {"outputter": "indigo_status", "data": data}
+
+
+def backups() -> dict[str, Any]:
+    """Every proven backup with its size, what it took, and where it lies: ``indigo_backup.list``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.backups
+    """
+    return __salt__["indigo_backup.list"]()
+
+
+def backup_keypair(folder: str = "/root/indigo-backup-key") -> dict[str, str]:
+    """Make the operator's key pair for backups: ``indigo_backup.keypair``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.backup_keypair
+    """
+    return __salt__["indigo_backup.keypair"](folder)
 
 
 def preflight(timeout: float = 15) -> dict[str, Any]:

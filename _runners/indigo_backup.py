@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import salt.cache
 import salt.client
 import salt.loader
 from salt.exceptions import CommandExecutionError
@@ -125,8 +126,14 @@ def overview(plan: Mapping[str, Any], answers: Mapping[str, Any], now: float) ->
         for row in one["sets"]:
             merged.setdefault(row["name"], {**row, "hosts": []})["hosts"].append(id_)
     rows = sorted(merged.values(), key=lambda row: row["made"], reverse=True)
+    for row in rows:
+        row["hosts"].sort()
     age = int(now - rows[0]["made"]) if rows else None
-    problems = []
+    problems = [
+        f"backup on {id_}: {one.get('problem') if isinstance(one, Mapping) else one}"
+        for id_, one in answers.items()
+        if id_ not in told
+    ]
     every = plan["backup"]["every"]
     since = min((one["since"] for one in told.values() if one["since"]), default=now)
     patience = (every + LATE) * 3600
@@ -238,3 +245,50 @@ def keypair(folder: str = "/root/indigo-backup-key") -> dict[str, str]:
         "next": f"write the text of {public} into cluster.yaml as backup.recipient; move {private} "
         "to a place outside the cluster, and keep it: without it the sealed keys are lost",
     }
+
+
+def hand_over(name: str, source: str, kind: str, receiver: str, key: str) -> dict[str, Any]:
+    """Open a part of a set's sealed secrets with the operator's key, and seal it for a minion.
+
+    It is in the clear in the memory of this process alone.
+
+    Args:
+        name: Of the set.
+        source: Etcd host that has it.
+        kind: ``authorities`` or ``tokens``.
+        receiver: Minion id of the host that gets it.
+        key: File with the private key, on the Salt master.
+
+    Returns:
+        ``changed``: what the receiver put in place.
+
+    Raises:
+        CommandExecutionError: The key does not open it, or the receiver refuses.
+    """
+    modules = salt.loader.minion_mods(__opts__)
+    try:
+        with open(key, "rb") as file:
+            private = file.read()
+    except OSError as error:
+        raise CommandExecutionError(
+            f"{key}: {error.strerror}: give the private key's file"
+        ) from None
+    sealed = _ask([source], "indigo_backup.sealed", name=name).get(source)
+    if not isinstance(sealed, Mapping) or kind not in sealed:
+        raise CommandExecutionError(f"{source}: the set {name} has no sealed {kind}: {sealed}")
+    payload = modules["indigo_backup.unseal"](sealed[kind], private)
+    header = {**sealed[kind]["header"], "recipient": receiver}
+    again = modules["indigo_backup.seal"](header, payload, _public_key(receiver))
+    said = _ask([receiver], "indigo_backup.take", sealed=again).get(receiver)
+    if not isinstance(said, Mapping):
+        raise CommandExecutionError(f"{receiver}: {said or 'no answer'}")
+    return dict(said)
+
+
+def _public_key(host: str) -> str:
+    """The key that the Salt master accepted for a minion."""
+    cache = salt.cache.Cache(__opts__, driver=__opts__["keys.cache_driver"])
+    entry = cache.fetch("keys", host) or {}
+    if entry.get("state") != "accepted" or not entry.get("pub"):
+        raise CommandExecutionError(f"{host}: its Salt key is not accepted: run salt-key -a {host}")
+    return str(entry["pub"])

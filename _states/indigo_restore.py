@@ -327,18 +327,9 @@ def prepared(name: str) -> dict[str, Any]:
         if not bare:
             return {**ret, "comment": "etcd's hosts are prepared"}
         steps = ["etcd.installed", "etcd.configured"]
-        answers = _ask(
-            [plan["ca"]] if plan["reports"][plan["ca"]]["roles"] == ["ca"] else [],
-            "state.apply", mods="ca", queue=True,
-        )  # fmt: skip
         answers = _ask(bare, "state.apply", mods=",".join(steps), queue=True)
         _all_did(bare, answers, "hosts could not be prepared")
-        bad = [
-            f"{id_}: {state.get('name')}: {state.get('comment')}"
-            for id_, states in answers.items()
-            for state in states.values()
-            if isinstance(state, Mapping) and state.get("result") is False
-        ]
+        bad = _failures(answers)
         if bad:
             raise CommandExecutionError("hosts could not be prepared: " + "; ".join(bad))
     except CommandExecutionError as err:
@@ -429,6 +420,8 @@ def refreshed(name: str, always: bool = False) -> dict[str, Any]:
     ret = _result(name)
     if __opts__["test"]:
         return {**ret, "result": None, "comment": "What caches the API's data would be restarted"}
+    if not __context__.get(PLAN):
+        return {**ret, "comment": "Nothing is to be refreshed"}
     try:
         plan = _plan()
         watchers = always or not plan.get("bumped")
@@ -492,7 +485,9 @@ def finished(name: str) -> dict[str, Any]:
     """Members note that the restore is over; the next one is another one."""
     ret = _result(name)
     if __opts__["test"]:
-        return {**ret, "result": None, "comment": "The restore would be over"}
+        return {**ret, "result": None, "comment": "It would be over"}
+    if not __context__.get(PLAN):
+        return {**ret, "comment": "Nothing was to be done"}
     try:
         plan = _plan()
         answers = _ask(plan["members"], "indigo_restore.finish", id_=plan["id"])
@@ -503,9 +498,13 @@ def finished(name: str) -> dict[str, Any]:
         return _failed(name, f"{', '.join(missing)} did not note the end: run it again")
     return {
         **ret,
-        "comment": f"The cluster is as {plan['backup']['name']} holds it. The data from before is "
-        f"kept on the members, in replaced-{plan['id']} below etcd's data: remove it when it is "
-        "not needed any more",
+        "comment": (
+            f"The cluster is as {plan['backup']['name']} holds it. "
+            if "backup" in plan
+            else f"The cluster goes on with the data of {plan['best']}. "
+        )
+        + f"The data from before is kept on the members, in replaced-{plan['id']} below etcd's "
+        "data: remove it when it is not needed any more",
     }
 
 
@@ -540,3 +539,149 @@ def keys(name: str) -> dict[str, Any]:
     except CommandExecutionError as err:
         return _failed(name, f"{err}. etcd was not touched")
     return {**ret, "comment": f"{' and '.join(plan['kinds'])} came back"}
+
+
+# --- recovery ---------------------------------------------------------------------------------
+
+
+def survivor(positions: Mapping[str, Any]) -> str:
+    """The member to recover from: the one whose data goes furthest.
+
+    Args:
+        positions: By minion id, of ``indigo_restore.position``.
+
+    Raises:
+        ValueError: None has data.
+
+    Example:
+        >>> survivor({"a": {"data": True, "revision": 5}, "b": {"data": True, "revision": 7}})
+        'b'
+    """
+    found = {id_: one["revision"] for id_, one in positions.items() if one.get("data")}
+    if not found:
+        raise ValueError(
+            "no etcd host that answers has data: restore a backup (indigo.restore), or bring one back"
+        )
+    return max(found, key=lambda id_: found[id_])
+
+
+def lost_quorum(name: str, confirm: str | None = None) -> dict[str, Any]:
+    """The quorum is lost, it is known what survives, and somebody wants to go on with that.
+
+    Args:
+        name: What the step says of itself.
+        confirm: Name of the cluster.
+    """
+    ret = _result(name)
+    try:
+        plan = __salt__["indigo_model.plan"]()
+        members = plan["roles"]["etcd"]
+        reports = _reports(plan["hosts"])
+        here = [id_ for id_ in members if isinstance(reports.get(id_), Mapping)]
+        begun = [
+            reports[id_]["journal"]
+            for id_ in here
+            if (reports[id_]["journal"] or {}).get("backup") == ""
+            and reports[id_]["journal"]["stage"] != "done"
+        ]
+        if not begun and any(reports[id_]["healthy"] for id_ in here):
+            return {**ret, "comment": "etcd has a quorum: nothing is to be recovered"}
+        lost = [id_ for id_ in members if id_ not in here]
+        told = (
+            f"{', '.join(lost) or 'no host'} of etcd does not answer; {', '.join(here) or 'none'} "
+            "does. The member whose data goes furthest would become a cluster of one, and the "
+            "others that answer would join it without their data. Writes that only lost members "
+            "know are gone, and a lost member that comes back with its old data must not: "
+            "rebuild it"
+        )
+        if __opts__["test"]:
+            return {**ret, "result": None, "comment": told}
+        if confirm != plan["cluster"]:
+            return _failed(
+                name,
+                f"{told}. Nothing was changed. To go on, give the cluster's name: salt-run "
+                f'state.orchestrate indigo.recover pillar=\'{{"confirm": "{plan["cluster"]}"}}\'',
+            )
+        positions = _ask(here, "indigo_restore.position")
+        _all_did(here, positions, "it cannot be told whose data goes furthest")
+        best = survivor(positions)
+        id_ = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        if begun:
+            id_ = str(max(begun, key=lambda one: one["at"])["id"])
+            first = [
+                one
+                for one in here
+                if (reports[one]["journal"] or {}).get("id") == id_ and reports[one]["data"]
+            ]
+            best = first[0] if first else best
+    except (CommandExecutionError, ValueError) as err:
+        return _failed(name, str(err))
+    __context__[PLAN] = {
+        "cluster": plan["cluster"],
+        "members": here,
+        "masters": [m for m in plan["roles"]["master"] if isinstance(reports.get(m), Mapping)],
+        "nodes": plan["roles"]["node"],
+        "ca": plan["roles"]["ca"][0],
+        "reports": dict(reports),
+        "id": id_,
+        "best": best,
+        "bumped": False,
+    }
+    seen = ", ".join(f"{one} {positions[one]['revision']}" for one in here)
+    return {**ret, "comment": f"{best} goes furthest (revisions: {seen}); lost: {lost or 'none'}"}
+
+
+def survived(name: str) -> dict[str, Any]:
+    """The member whose data goes furthest is a cluster of one; the others' data is aside."""
+    ret = _result(name)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "One member would become a cluster of one"}
+    plan = __context__.get(PLAN)
+    if not plan:
+        return {**ret, "comment": "Nothing is to be recovered"}
+    try:
+        others = [id_ for id_ in plan["members"] if id_ != plan["best"]]
+        # First: two of them could be a quorum of what was.
+        gave = _ask(others, "indigo_restore.give_way", id_=plan["id"])
+        _all_did(others, gave, "not every member gave way; none was changed into a new cluster")
+        said = _ask([plan["best"]], "indigo_restore.survive", id_=plan["id"])
+        _all_did([plan["best"]], said, "the surviving member does not serve")
+    except CommandExecutionError as err:
+        return _failed(name, f"{err}. Run indigo.recover again when that is mended")
+    found = said[plan["best"]]
+    ret["changes"] = {
+        plan["best"]: f"a cluster of one at revision {found['revision']}",
+        **{id_: f"old data in {one['aside']}" for id_, one in gave.items() if one["aside"]},
+    }
+    return {**ret, "comment": f"{plan['best']} serves {found['keys']} keys"}
+
+
+def rejoined(name: str) -> dict[str, Any]:
+    """The other members that answer join the survivor's cluster, as learners first."""
+    ret = _result(name)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "The other members would join"}
+    plan = __context__.get(PLAN)
+    if not plan:
+        return {**ret, "comment": "Nothing is to be recovered"}
+    try:
+        others = [id_ for id_ in plan["members"] if id_ != plan["best"]]
+        answers = _ask(others, "state.apply", mods="etcd", queue=True)
+        _all_did(others, answers, "not every member joined")
+        bad = _failures(answers)
+        if bad:
+            raise CommandExecutionError("not every member joined: " + "; ".join(bad))
+    except CommandExecutionError as err:
+        return _failed(name, f"{err}. Run indigo.recover again when that is mended")
+    ret["changes"] = dict.fromkeys(others, "joined")
+    return {**ret, "comment": f"{len(others) + 1} members"}
+
+
+def _failures(answers: Mapping[str, Any]) -> list[str]:
+    """States that failed, by host."""
+    return [
+        f"{id_}: {state.get('name')}: {state.get('comment')}"
+        for id_, states in answers.items()
+        for state in states.values()
+        if isinstance(state, Mapping) and state.get("result") is False
+    ]
