@@ -7,6 +7,10 @@ others in memory, for they run within seconds of it.
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -165,19 +169,19 @@ def _ago(seconds: float) -> str:
 
 
 def _ask(
-    hosts: Iterable[str],
+    targets: Iterable[str],
     function: str | Sequence[str],
     timeout: float = 5,
-    arg: Any = (),
+    arg: Sequence[Any] = (),
     **kwarg: Any,
 ) -> dict[str, Any]:
     """Answers by minion id: what it returned, or the text of its error. Silent ones are missing."""
-    hosts = list(hosts)
-    if not hosts:
+    targets = list(targets)
+    if not targets:
         return {}
     try:
         answers = __salt__["saltutil.cmd"](
-            hosts,
+            targets,
             function if isinstance(function, str) else list(function),
             arg=list(arg),
             tgt_type="list",
@@ -456,9 +460,7 @@ def deployed(name: str) -> dict[str, Any]:
         ]
         if not bare:
             return {**ret, "comment": "No host is bare"}
-        done = __salt__["saltutil.runner"]("state.orchestrate", arg=["indigo.deploy"])
-        problems = _problems_of(done)
-        if problems:
+        if problems := _deploy():
             raise CommandExecutionError("indigo.deploy: " + "; ".join(problems))
     except CommandExecutionError as err:
         return _failed(name, f"{err}. Run indigo.deploy when that is mended: the data is there")
@@ -466,19 +468,37 @@ def deployed(name: str) -> dict[str, Any]:
     return {**ret, "comment": f"{', '.join(bare)} were bare"}
 
 
-def _problems_of(done: Any) -> list[str]:
-    """What did not succeed in an orchestration that was run from here."""
-    data = done.get("data", {}) if isinstance(done, Mapping) else {}
+def _deploy() -> list[str]:
+    """Run ``indigo.deploy`` as a person would; what did not succeed.
+
+    As a program of its own: an orchestration inside this one cannot authenticate to the Salt
+    master where its steps make clients of their own. Its progress goes where ours does.
+    """
+    program = sys.argv[0] if os.path.basename(sys.argv[0]) == "salt-run" else "salt-run"
+    folder = os.path.dirname(__opts__["conf_file"])
+    try:
+        done = subprocess.run(
+            [program, "-c", folder, "state.orchestrate", "indigo.deploy", "--out", "json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        data = json.loads(done.stdout)
+    except (OSError, ValueError) as error:
+        return [str(error)]
     steps = [
-        step for steps in data.values() if isinstance(steps, Mapping) for step in steps.values()
+        step
+        for found in data.get("data", data).values()
+        if isinstance(found, Mapping)
+        for step in found.values()
     ]
-    if not steps:
-        return [str(done)[:500]]
-    return [
+    problems = [
         f"{step.get('__id__')}: {step.get('comment')}"
         for step in steps
         if step.get("result") is False
     ]
+    return problems or ([done.stdout[-500:]] if done.returncode or not steps else [])
 
 
 def finished(name: str) -> dict[str, Any]:
@@ -559,9 +579,7 @@ def survivor(positions: Mapping[str, Any]) -> str:
     """
     found = {id_: one["revision"] for id_, one in positions.items() if one.get("data")}
     if not found:
-        raise ValueError(
-            "no etcd host that answers has data: restore a backup (indigo.restore), or bring one back"
-        )
+        raise ValueError("no etcd host that answers has data: restore a backup, or bring one back")
     return max(found, key=lambda id_: found[id_])
 
 
