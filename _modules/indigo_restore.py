@@ -14,6 +14,8 @@ https://github.com/etcd-io/etcd/issues/16028; kubernetes/kubernetes#91073.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -21,7 +23,7 @@ import pwd
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,14 @@ def _note(**entry: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One step at a time here: what an orchestration asked for goes on when that is killed."""
+    with open(f"{JOURNAL}.lock", "w", encoding="ascii") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def _installed(unit: str) -> bool:
@@ -301,6 +311,11 @@ def restore(id_: str, backup: str, cluster: str) -> dict[str, Any]:
         CommandExecutionError: The set is not here or damaged, or there is no room; nothing but the
             units' stop has happened then.
     """
+    with _alone():
+        return _restore(id_, backup, cluster)
+
+
+def _restore(id_: str, backup: str, cluster: str) -> dict[str, Any]:
     view = _view()
     if cluster != view["cluster"]["name"]:
         raise CommandExecutionError(f"this host is of {view['cluster']['name']}, not of {cluster}")
@@ -415,6 +430,11 @@ def start(id_: str, revision: int, keys: int, timeout: float = 120) -> dict[str,
         CommandExecutionError: This member was not restored, does not serve in time, or holds
             something else.
     """
+    with _alone():
+        return _start(id_, revision, keys, timeout)
+
+
+def _start(id_: str, revision: int, keys: int, timeout: float) -> dict[str, Any]:
     view = _view()
     etcd = view["components"]["etcd"]
     noted = journal()
@@ -544,6 +564,11 @@ def survive(id_: str, timeout: float = 120) -> dict[str, Any]:
     Raises:
         CommandExecutionError: No data, no room for the copy, or it does not serve.
     """
+    with _alone():
+        return _survive(id_, timeout)
+
+
+def _survive(id_: str, timeout: float) -> dict[str, Any]:
     view = _view()
     etcd = view["components"]["etcd"]
     data, initial = Path(etcd["data"]), Path(etcd["initial"])
@@ -606,6 +631,11 @@ def give_way(id_: str) -> dict[str, Any]:
     Returns:
         ``aside``: where its data is, or None where there was none.
     """
+    with _alone():
+        return _give_way(id_)
+
+
+def _give_way(id_: str) -> dict[str, Any]:
     etcd = _view()["components"]["etcd"]
     data = Path(etcd["data"])
     aside = data / f"replaced-{id_}"

@@ -6,6 +6,7 @@ destroyed here is etcd, the masters' keys and tokens, and every node with them.
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import threading
@@ -84,7 +85,8 @@ def work(number):
         body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"{prefix}-{n}"},
                 "data": {"n": str(n)}}
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        connection.request("POST", "/api/v1/namespaces/writer/configmaps", json.dumps(body), headers)
+        path = "/api/v1/namespaces/writer/configmaps"
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         answer.read()
         if answer.status == 201:
@@ -110,7 +112,7 @@ def stored(lab) -> set[str]:
     return {line.partition("/")[2] for line in done.stdout.split()} - {"kube-root-ca.crt"}
 
 
-# Making them ---------------------------------------------------------------------------------------
+# Making them --------------------------------------------------------------------------------------
 
 
 @pytest.mark.foundation
@@ -225,7 +227,7 @@ def test_a_flipped_byte_is_caught_and_kept_aside(lab):
     lab.exec("host2", ["rm", "-rf", f"{FOLDER}/suspect-{name}"], check=True)
 
 
-# Restoring -----------------------------------------------------------------------------------------
+# Restoring ----------------------------------------------------------------------------------------
 
 
 class Watch:
@@ -257,21 +259,17 @@ class Watch:
 @pytest.fixture(scope="module")
 def written(lab) -> dict[str, Any]:
     """What was acknowledged before the backup, and after it."""
-    for kind in ("namespace",):
-        lab.kubectl("create", kind, "writer")
+    lab.kubectl("create", "namespace", "writer")
     lab.kubectl("create", "secret", "generic", "-n", "writer", "kept", "--from-literal=word=indigo")
     before = write(lab, "before", OBJECTS)
     assert len(before) == OBJECTS
-    token = kubectl(lab, "get", "secrets", "-n", "writer")["items"]
     made = run_json(lab, "indigo_backup.run")
     after = write(lab, "after", 100)
-    return {"before": before, "after": after, "made": made["made"], "secrets": token}
+    return {"before": before, "after": after, "made": made["made"]}
 
 
 def _service_account_token(lab) -> str:
     """A token that the controller made, and so one that the service account key signed."""
-    import base64
-
     for one in kubectl(lab, "get", "secrets", "-n", "writer")["items"]:
         if one["type"] == "kubernetes.io/service-account-token":
             return base64.b64decode(one["data"]["token"]).decode()
@@ -322,16 +320,12 @@ def test_killed_half_way_and_run_again_a_restore_finishes(lab, written, figure):
              "indigo.restore", 'pillar={"confirm": "lab"}'],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        begun = "ls /var/lib/indigo-restore.json"
-        assert until(
-            lambda: lab.exec("host2", ["sh", "-c", begun]).returncode == 0
-            and '"begun"' in lab.exec("host2", ["cat", "/var/lib/indigo-restore.json"]).stdout
-            or '"restored"' in lab.exec("host2", ["cat", "/var/lib/indigo-restore.json"]).stdout,
-            60, 0.05,
-        )  # fmt: skip
-        lab.exec(
-            "salt", ["sh", "-c", "kill -9 $(pgrep -f 'salt-run state.orchestrate indigo.restore')"]
-        )
+        # As soon as one member is being changed; what the hosts were told goes on without it.
+        changing = ["sh", "-c", "ls -d /var/lib/etcd/restoring-* /var/lib/etcd/replaced-*"]
+        before = lab.exec("host2", changing).stdout
+        assert until(lambda: lab.exec("host2", changing).stdout != before, 60, 0.05)
+        kill = "kill -9 $(pgrep -f '[s]alt-run state.orchestrate indigo.restore')"
+        lab.exec("salt", ["sh", "-c", kill])
         process.wait(timeout=60)
         done = orchestrate(lab, "indigo.restore", confirm="lab")
         figure(f"restore of {OBJECTS} objects on 3 members: {done.seconds:.1f} s")
@@ -351,7 +345,7 @@ def test_killed_half_way_and_run_again_a_restore_finishes(lab, written, figure):
     assert (again.code, again.changes) == (0, {}), again.told
 
 
-# Losing hosts --------------------------------------------------------------------------------------
+# Losing hosts -------------------------------------------------------------------------------------
 
 
 def test_with_a_quorum_there_is_nothing_to_recover(lab):
