@@ -1143,8 +1143,9 @@ def share(name: str, hosts: Iterable[str] | None = None) -> dict[str, str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
     thread.start()
     try:
-        # As slow as 4 MiB a second may be, and time for a minion that is busy.
-        patience = 60 + found["bytes"] // (4 * 2**20)
+        # As slow as 4 MiB a second may be, and time for a minion that is busy. What is late is made
+        # up for at the next look.
+        patience = 25 + found["bytes"] // (4 * 2**20)
         said = __salt__["publish.publish"](
             wanted,
             "indigo_backup.fetch",

@@ -36,9 +36,12 @@ def _plan() -> dict[str, Any]:
     return salt.loader.minion_mods(__opts__)["indigo_model.plan"]()
 
 
-def _ask(hosts: list[str], function: str, timeout: float = 15, **kwarg: Any) -> dict[str, Any]:
+def _ask(hosts: list[str], function: str, **kwarg: Any) -> dict[str, Any]:
+    """Answers by minion id. Hosts that say that they are at work are waited for."""
     with salt.client.get_local_client(mopts=__opts__) as client:
-        return client.cmd(hosts, function, kwarg=kwarg, tgt_type="list", timeout=timeout)
+        return client.cmd(
+            hosts, function, kwarg=kwarg, tgt_type="list", timeout=8, gather_job_timeout=8
+        )
 
 
 def run(host: str | None = None) -> dict[str, Any]:
