@@ -566,6 +566,9 @@ def run(force: bool = False) -> dict[str, Any]:
     """
     settings = _settings()
     folder = Path(settings["folder"])
+    if __opts__.get("multiprocessing", True):
+        # This job is a process of its own, and what it does itself must yield to etcd as well.
+        os.nice(19 - os.nice(0))
     with _alone(folder):
         try:
             result = _run_alone(settings, folder, force)

@@ -1,7 +1,7 @@
 """Measure on the lab what docs/benchmarks.md explains, all in one run.
 
     make bench            # everything, about twenty minutes
-    tests/bench/run.py deploy noop nodes master     # or some parts
+    tests/bench/run.py deploy noop nodes master backup     # or some parts
 
 Figures are seconds of wall-clock time unless they say CPU. What counts are the ratios: both sides
 of each are measured here, on the same machine, in the same run.
@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "lab"))
 sys.path.insert(0, str(HERE))
 
+import backup  # noqa: E402
 from indigo_lab.lab import Lab, Options  # noqa: E402
 from indigo_lab.topology import Host  # noqa: E402
 
@@ -233,11 +234,26 @@ def bench_master(lab: Lab) -> None:
     ratio("CPU a minion at 1000 / at 10", figures[1000]["total"], figures[10]["total"], 1.2)
 
 
+def bench_backup(lab: Lab) -> None:
+    """What a backup costs writers, and a restore over the same steps by hand."""
+    backup.take(lab)
+    beside, apart, count = backup.latencies(lab)
+    slow, plain = backup.p99(beside), backup.p99(apart)
+    print(f"{'p99 of a write to etcd beside backups':<58} {slow:7.1f} ms  ({len(beside)} writes)")
+    print(f"{'without':<58} {plain:7.1f} ms  ({len(apart)} of {count})")
+    ratio("p99 beside a backup / without", slow, plain, 1.1)
+    ours, hands = backup.restores(lab)
+    told(f"indigo.restore of {backup.OBJECTS} objects on 3 members", ours)
+    told("the same steps by hand, on all hosts at once", hands)
+    ratio("indigo.restore / by hand", statistics.median(ours), statistics.median(hands), 2)
+
+
 PARTS = {
     "deploy": bench_deploy,
     "noop": bench_noop,
     "nodes": bench_nodes,
     "master": bench_master,
+    "backup": bench_backup,
 }
 
 

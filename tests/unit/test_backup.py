@@ -125,7 +125,7 @@ def host(backup, tmp_path):
             "schedule": {"etcd_backup": {"seconds": 900, "splay": 300}},
         },
     }
-    backup.__pillar__ = {"indigo": view}
+    backup.__pillar__, backup.__opts__ = {"indigo": view}, {"multiprocessing": False}
     events: list[tuple[str, dict]] = []
     backup.__salt__ = {"event.send": lambda tag, data: events.append((tag, data))}
     (tmp_path / "sets").mkdir()
