@@ -73,7 +73,7 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
         found["vip"] = _tried(lambda: __salt__["indigo_host.holds"](view["vip"]["address"]))
     if "etcd" in roles:
         found["etcd"] = _tried(__salt__["indigo_etcd.status"])
-        found["backup"] = _tried(__salt__["indigo_backup.status"])
+        found["backup"] = _tried(lambda: __salt__["indigo_backup.status"]())
     if "master" in roles or "node" in roles:
         found["tokens"] = _tried(__salt__["indigo_tokens.state"])
     if "master" in roles:
