@@ -12,7 +12,7 @@ UNITS: Mapping[str, tuple[str, ...]] = {
     "ca": (),
     "lb": ("haproxy", "keepalived"),
     "etcd": ("etcd",),
-    "master": ("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
+    "master": ("etcd-proxy", "kube-apiserver", "kube-controller-manager", "kube-scheduler"),
     "node": ("containerd", "kubelet", "kube-proxy"),
 }
 

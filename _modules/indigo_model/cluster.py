@@ -171,6 +171,24 @@ class Cluster:
         """Address of the cluster's DNS service: the tenth of the service network."""
         return str(netaddr.IPNetwork(self.services)[10])
 
+    @property
+    def patience(self) -> dict[str, str]:
+        """Environment of every client of the API: when it gives up a connection that is silent.
+
+        Clients ask over one HTTP/2 connection. When what was at its other end is gone without a
+        word, they learn it from a ping: by default after 30 and 15 seconds, longer than a node
+        may be silent here. So both are a quarter of that. Source: apimachinery's
+        ``pkg/util/net/http.go``, since 1.20.
+
+        >>> Cluster("x", {}, Vip("10.0.0.9", "eth0"), "", "").patience
+        {'HTTP2_READ_IDLE_TIMEOUT_SECONDS': '5', 'HTTP2_PING_TIMEOUT_SECONDS': '5'}
+        """
+        quarter = str(max(1, int(self.timers["node_grace"] // 4)))
+        return {
+            "HTTP2_READ_IDLE_TIMEOUT_SECONDS": quarter,
+            "HTTP2_PING_TIMEOUT_SECONDS": quarter,
+        }
+
     def override(self, component: str, kind: str) -> dict[str, Any]:
         """Settings a site gives a component: ``kind`` is ``flags`` or ``config``."""
         return dict(self.overrides.get(component, {}).get(kind, {}))

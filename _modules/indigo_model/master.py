@@ -18,6 +18,10 @@ from .cluster import API_PORT, PATHS, Cluster, Host
 CONTROLLER_MANAGER_PORT = 10257
 SCHEDULER_PORT = 10259
 
+#: The API server reaches the first declared member of etcd at this port of its own host, the next
+#: one at the next: see :func:`etcd_proxy`.
+ETCD_PROXY_PORT = 12379
+
 #: First minor in which anonymous access can be bound to paths and the feature is on by itself.
 #: Source: KEP 4633, beta in 1.32.
 ANONYMOUS_BY_PATH = 32
@@ -63,12 +67,13 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         >>> c = Cluster("x", {"m": host}, Vip("10.0.0.9", "eth0"), "10.96.0.0/16",
         ...             "10.244.0.0/16", versions={"kubernetes": "1.36.2"})
         >>> view(c, host)["components"]["kube-apiserver"]["flags"]["etcd-servers"]
-        'https://10.0.0.3:2379'
+        'https://127.0.0.1:12379'
     """
     if "master" not in host.roles:
         return {}
     return {
         "components": {
+            "etcd-proxy": etcd_proxy(cluster),
             "kube-apiserver": apiserver(cluster, host),
             "kube-controller-manager": controller_manager(cluster, host),
             "kube-scheduler": scheduler(cluster, host),
@@ -99,7 +104,14 @@ def arguments(flags: Mapping[str, str]) -> list[str]:
 
 
 def _component(user: str, url: str, flags: Mapping[str, str], **more: Any) -> dict[str, Any]:
-    return {"user": user, "url": url, "flags": flags, "arguments": arguments(flags), **more}
+    return {
+        "user": user,
+        "url": url,
+        "flags": flags,
+        "arguments": arguments(flags),
+        "environment": {},
+        **more,
+    }
 
 
 def _flags(cluster: Cluster, component: str, derived: Mapping[str, str | None]) -> dict[str, str]:
@@ -130,6 +142,60 @@ def _shutdown_delay(cluster: Cluster) -> int:
     return math.ceil(3 * cluster.timers["api_check"])
 
 
+def _etcd_ways(cluster: Cluster) -> list[dict[str, str]]:
+    """Where an API server reaches each member of etcd, and where that leads."""
+    return [
+        {
+            "name": member.name,
+            "bind": f"127.0.0.1:{ETCD_PROXY_PORT + position}",
+            "endpoint": f"{member.address}:2379",
+        }
+        for position, member in enumerate(cluster.with_role("etcd"))
+    ]
+
+
+def etcd_proxy(cluster: Cluster) -> dict[str, Any]:
+    """The haproxy between an API server and etcd, which ends connections to a dead member.
+
+    An API server has connections to every member and sends each request over the next one. When a
+    member falls silent (power, cable, switch), the requests sent its way hang until the kernel
+    gives the connection up, and that takes ten seconds: gRPC sets TCP_USER_TIMEOUT to its keepalive
+    timeout, which the API server has no flag for (``keepaliveTimeout`` in
+    ``storage/storagebackend/factory/etcd3.go``). This one asks each member several times a second
+    and closes what leads to one that does not answer, so that the API server uses the others.
+
+    Returns:
+        ``{"binary", "user", "ca", "cert", "ways", "check"}``; a way has ``name``, ``bind``,
+        ``endpoint``. TLS is between API server and member, as without it.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> hosts = {"e": Host("e", "10.0.0.2", ("etcd",))}
+        >>> c = Cluster("x", hosts, Vip("10.0.0.9", "eth0"), "10.96.0.0/16", "10.244.0.0/16")
+        >>> etcd_proxy(c)["ways"]
+        [{'name': 'e', 'bind': '127.0.0.1:12379', 'endpoint': '10.0.0.2:2379'}]
+    """
+    pki = PATHS["pki"]
+    return {
+        "binary": "/usr/sbin/haproxy",
+        "user": "kube-apiserver",
+        "ca": f"{pki}/etcd-ca.crt",
+        # haproxy finds the key beside it, under the same name.
+        "cert": f"{pki}/apiserver-etcd-client.crt",
+        "ways": _etcd_ways(cluster),
+        # /version: whether the member itself answers. /health would ask for a leader, and during an
+        # election no member would be left.
+        "check": {
+            "path": "/version",
+            "inter": "400ms",
+            "fastinter": "200ms",
+            "downinter": "400ms",
+            "fall": 2,
+            "rise": 2,
+        },
+    }
+
+
 def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-apiserver of one master.
 
@@ -149,7 +215,7 @@ def apiserver(cluster: Cluster, host: Host) -> dict[str, Any]:
         "bind-address": host.address,
         "secure-port": str(API_PORT),
         "insecure-port": "0",
-        "etcd-servers": ",".join(f"https://{e.address}:2379" for e in cluster.with_role("etcd")),
+        "etcd-servers": ",".join(f"https://{way['bind']}" for way in _etcd_ways(cluster)),
         "etcd-cafile": f"{pki}/etcd-ca.crt",
         "etcd-certfile": f"{pki}/apiserver-etcd-client.crt",
         "etcd-keyfile": f"{pki}/apiserver-etcd-client.key",
@@ -267,7 +333,7 @@ def audit_policy(cluster: Cluster) -> dict[str, Any]:
 
 
 def controller_manager(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """kube-controller-manager of one master: ``{"user", "url", "flags", "arguments"}``."""
+    """kube-controller-manager of one master: ``{"user", "url", "flags", "arguments", ...}``."""
     pki = PATHS["pki"]
     config = _kubeconfig("controller-manager")
     grace = cluster.timers["node_grace"]
@@ -301,11 +367,12 @@ def controller_manager(cluster: Cluster, host: Host) -> dict[str, Any]:
         "kube-controller-manager",
         f"https://{host.address}:{CONTROLLER_MANAGER_PORT}",
         _flags(cluster, "kube-controller-manager", derived),
+        environment=cluster.patience,
     )
 
 
 def scheduler(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """kube-scheduler of one master: ``{"user", "url", "flags", "arguments"}``."""
+    """kube-scheduler of one master: ``{"user", "url", "flags", "arguments", ...}``."""
     pki = PATHS["pki"]
     config = _kubeconfig("scheduler")
     derived: dict[str, str | None] = {
@@ -325,6 +392,7 @@ def scheduler(cluster: Cluster, host: Host) -> dict[str, Any]:
         "kube-scheduler",
         f"https://{host.address}:{SCHEDULER_PORT}",
         _flags(cluster, "kube-scheduler", derived),
+        environment=cluster.patience,
     )
 
 

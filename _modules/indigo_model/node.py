@@ -311,7 +311,10 @@ def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
     return {
         "flags": flags,
         "arguments": arguments(flags),
-        "environment": {"AWS_EC2_METADATA_DISABLED": "true"} if minor < 27 else {},
+        "environment": {
+            **cluster.patience,
+            **({"AWS_EC2_METADATA_DISABLED": "true"} if minor < 27 else {}),
+        },
         "config": merge(config, cluster.override("kubelet", "config")),
         "url": "http://127.0.0.1:10248/healthz",
     }
@@ -321,7 +324,7 @@ def kube_proxy(cluster: Cluster, host: Host) -> dict[str, Any]:
     """kube-proxy of one node, with a KubeProxyConfiguration.
 
     Returns:
-        ``{"flags", "arguments", "config", "url"}``.
+        ``{"flags", "arguments", "environment", "config", "url"}``.
     """
     config: dict[str, Any] = {
         "apiVersion": versions.api_version(
@@ -342,6 +345,7 @@ def kube_proxy(cluster: Cluster, host: Host) -> dict[str, Any]:
     return {
         "flags": flags,
         "arguments": arguments(flags),
+        "environment": cluster.patience,
         "config": merge(config, cluster.override("kube-proxy", "config")),
         "url": "http://127.0.0.1:10256/healthz",
     }
@@ -394,6 +398,7 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
         "links": links,
         "flags": flags,
         "arguments": arguments(flags),
+        "environment": cluster.patience,
     }
 
 

@@ -10,6 +10,16 @@ include:
   - {{ role }}.absent
 {% endfor %}
 
+{% if 'lb' in layers and 'master' in layers %}
+# Each of the two layers leaves it to the other.
+The package haproxy is gone:
+  pkg.removed:
+    - name: haproxy
+    - require:
+      - sls: lb.absent
+      - sls: master.absent
+{% endif %}
+
 {% for path in [
   indigo.paths.kubernetes, indigo.paths.artifacts, '/usr/local/lib/indigo', '/var/lib/indigo/deployed.json'
 ] %}

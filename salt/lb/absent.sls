@@ -11,18 +11,22 @@ haproxy is stopped:
       - indigo_service: keepalived is stopped
 
 {% for name in ['keepalived', 'haproxy'] %}
+{% set kept = name == 'haproxy' and 'master' in pillar.indigo.roles %}
+{% if not kept %}
 The package {{ name }} is gone:
   pkg.removed:
     - name: {{ name }}
     - require:
       - indigo_service: {{ name }} is stopped
+{% endif %}
 
+# A master on the same host goes on with the package: its way to etcd is a haproxy too.
 {% for path in ['/etc/systemd/system/' ~ name ~ '.service', '/etc/' ~ name] %}
 {{ path }} is gone:
   file.absent:
     - name: {{ path }}
     - require:
-      - pkg: The package {{ name }} is gone
+      - {{ 'indigo_service: haproxy is stopped' if kept else 'pkg: The package ' ~ name ~ ' is gone' }}
 {% endfor %}
 {% endfor %}
 

@@ -5,7 +5,7 @@ include:
   - network.absent
 {% endif %}
 
-{% for name in ['kube-scheduler', 'kube-controller-manager', 'kube-apiserver'] %}
+{% for name in ['kube-scheduler', 'kube-controller-manager', 'kube-apiserver', 'etcd-proxy'] %}
 {{ name }} is stopped:
   indigo_service.stopped:
     - name: {{ name }}
@@ -22,7 +22,7 @@ The unit of {{ name }} is gone:
   'tokens.set', 'tokens.csv', 'encryption.yaml', 'pki/sa.key', 'pki/controller-manager-sa.key', 'pki/sa.pub',
   'tokens/admin', 'tokens/kube-controller-manager', 'tokens/kube-scheduler',
   'admin.kubeconfig', 'controller-manager.kubeconfig', 'scheduler.kubeconfig',
-  'audit-policy.yaml', 'authentication.yaml',
+  'audit-policy.yaml', 'authentication.yaml', 'etcd-proxy.cfg',
   'pki/apiserver.crt', 'pki/apiserver.key',
   'pki/apiserver-kubelet-client.crt', 'pki/apiserver-kubelet-client.key',
   'pki/apiserver-etcd-client.crt', 'pki/apiserver-etcd-client.key',
@@ -42,3 +42,12 @@ The unit of {{ name }} is gone:
 kubectl is gone from the path:
   file.absent:
     - name: /usr/local/bin/kubectl
+
+# A load balancer on the same host goes on with the package.
+{% if 'lb' not in pillar.indigo.roles %}
+The package haproxy is gone:
+  pkg.removed:
+    - name: haproxy
+    - require:
+      - indigo_service: etcd-proxy is stopped
+{% endif %}

@@ -7,10 +7,47 @@
 } %}
 
 include:
+  - common.packages
   - common.folders
   - common.certificates
   - kubeconfig
   - network
+
+The way to etcd is configured:
+  file.managed:
+    - name: {{ indigo.paths.kubernetes }}/etcd-proxy.cfg
+    - source: salt://master/files/etcd-proxy.cfg.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+    - check_cmd: {{ indigo.components['etcd-proxy'].binary }} -c -q -f
+    - require:
+      - sls: common.packages
+      - sls: common.folders
+      - sls: common.certificates
+
+The unit of etcd-proxy is in place:
+  file.managed:
+    - name: /etc/systemd/system/etcd-proxy.service
+    - source: salt://master/files/etcd-proxy.service.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
+
+# An SELinux policy for web servers knows no etcd.
+{% if grains.get('selinux', {}).get('enabled') %}
+haproxy may connect to etcd:
+  selinux.boolean:
+    - name: haproxy_connect_any
+    - value: True
+    - persist: True
+    - require:
+      - sls: common.packages
+    - require_in:
+      - file: The way to etcd is configured
+{% endif %}
 
 The audit policy is in place:
   file.managed:

@@ -12,6 +12,29 @@ The master has its tokens and keys:
     - tokens: {{ indigo.tokens | tojson }}
     - set: True
 
+{% if 'lb' not in indigo.roles %}
+# The package starts a haproxy of its own, which serves nothing.
+The package's own haproxy does not run:
+  indigo_service.stopped:
+    - name: haproxy
+    - require:
+      - sls: common.packages
+    - require_in:
+      - indigo_service: etcd-proxy runs with its configuration
+{% endif %}
+
+etcd-proxy runs with its configuration:
+  indigo_service.running:
+    - name: etcd-proxy
+    - reload: True
+    - files:
+      - {{ indigo.paths.kubernetes }}/etcd-proxy.cfg
+      - {{ pki }}/etcd-ca.crt
+      - {{ pki }}/apiserver-etcd-client.crt
+    - require:
+      - file: The way to etcd is configured
+      - file: The unit of etcd-proxy is in place
+
 # An API server started before etcd has a quorum only keeps the processor from those that form it.
 etcd answers:
   indigo_health.answering:
@@ -50,3 +73,4 @@ kube-apiserver runs with its configuration:
       - sls: kubeconfig
       - indigo_tokens: The master has its tokens and keys
       - indigo_health: etcd answers
+      - indigo_service: etcd-proxy runs with its configuration

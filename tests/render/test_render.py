@@ -333,7 +333,9 @@ def test_the_inverse_removes_what_the_role_brings(role: str, network: str, firew
             above = {path, *(str(parent) for parent in Path(path).parents)}
             if not above & gone:
                 faults.append(f"{chunk['__id__']}: {path} stays")
-        elif chunk["state"] == "indigo_service" and path not in stopped:
+        elif (chunk["state"], chunk["fun"]) == ("indigo_service", "running") and (
+            path not in stopped
+        ):
             faults.append(f"{chunk['__id__']}: {path} is not stopped")
     none_of(faults)
 

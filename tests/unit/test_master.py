@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -71,9 +72,16 @@ def test_no_port_serves_without_tls(kubernetes):
 
 def test_the_apiserver_knows_all_of_etcd_over_tls():
     found = flags("kube-apiserver")
-    assert found["etcd-servers"] == (
-        "https://10.77.0.21:2379,https://10.77.0.22:2379,https://10.77.0.23:2379"
-    )
+    declared = cluster("1.20.2")
+    ways = master.etcd_proxy(declared)["ways"]
+    assert [way["endpoint"] for way in ways] == [
+        "10.77.0.21:2379",
+        "10.77.0.22:2379",
+        "10.77.0.23:2379",
+    ]
+    assert found["etcd-servers"].split(",") == [f"https://{way['bind']}" for way in ways]
+    # Nobody else on the network may use them, and members' certificates hold this address.
+    assert all(way["bind"].startswith("127.0.0.1:") for way in ways)
     assert found["etcd-certfile"] == "/etc/kubernetes/pki/apiserver-etcd-client.crt"
     assert found["etcd-cafile"] == "/etc/kubernetes/pki/etcd-ca.crt"
 
@@ -173,3 +181,17 @@ def test_flannel_may_read_nodes_and_nothing_more():
     assert role["rules"] == [
         {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}
     ]
+
+
+@pytest.mark.parametrize(("grace", "seconds"), [(20, 5), (40, 10), (2, 1)])
+def test_clients_give_up_a_silent_connection_within_half_of_what_a_node_may_be_silent(
+    grace, seconds
+):
+    declared = dataclasses.replace(cluster("1.20.2"), timers={**TIMERS, "node_grace": grace})
+    assert declared.patience == {
+        "HTTP2_READ_IDLE_TIMEOUT_SECONDS": str(seconds),
+        "HTTP2_PING_TIMEOUT_SECONDS": str(seconds),
+    }
+    for component in (master.controller_manager, master.scheduler):
+        assert component(declared, declared.hosts["Master1"])["environment"] == declared.patience
+    assert master.apiserver(declared, declared.hosts["Master1"])["environment"] == {}

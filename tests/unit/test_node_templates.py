@@ -124,10 +124,12 @@ def test_awkward_values_reach_the_component_as_they_are():
         title="x",
         component={
             "user": "x",
+            "environment": {"PATIENCE": "5"},
             "arguments": master.arguments({"plain": "a,b=c", "awkward": awkward}),
         },
         binary="/bin/true",
     )
+    assert "\nEnvironment=PATIENCE=5\n" in text
     assert "\n  --plain=a,b=c \\\n" in text
     line = next(line for line in text.splitlines() if "awkward" in line)
     # systemd reads C escapes in double quotes, and halves %% and $$.
