@@ -185,7 +185,12 @@ def start(host: str) -> None:
 
 
 def kill(host: str) -> None:
-    """Power a guest off, at once."""
+    """Power a guest off, at once.
+
+    The network goes first: the kernel would close the connections of the killed processes for
+    all to see, and a host without power says nothing.
+    """
+    cut(host, silent=True)
     podman("kill", "--signal", "KILL", container(host), step=f"{host}: kill")
     podman("wait", container(host), step=f"{host}: kill")
 
