@@ -7,7 +7,7 @@ LAB := tests/lab/lab
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster down test test-fast test-lab lint bench clean
+.PHONY: help cluster down test test-fast test-lab chaos chaos-full lint bench clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ test-fast: $(VENV)/ready lint ## all tests that need no lab
 
 test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 	$(PYTEST) tests/e2e
+
+chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged (part of make test)
+	$(PYTEST) tests/e2e/test_4b_chaos.py
+
+chaos-full: $(VENV)/ready ## all of them, with the slow ones: about half an hour
+	$(PYTEST) tests/e2e/test_4b_chaos.py -m chaos
 
 lint: $(VENV)/ready ## ruff, pylint for Salt's dunders, salt-lint
 	$(BIN)/ruff check .
