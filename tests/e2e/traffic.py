@@ -434,6 +434,11 @@ class Traffic:
         end = time.time() if until is None else until
         return Report(since, end, [one for one in list(self._tries) if since <= one.ended <= end])
 
+    @property
+    def written(self) -> set[str]:
+        """Names of the writes acknowledged so far, for when the clients themselves are lost."""
+        return {o.name for o in list(self._tries) if o.kind in ("new", "kept") and not o.wrong}
+
     def stop(self, since: float) -> Report:
         """End the clients, verify every acknowledged write and remove what they wrote."""
         end = time.time()
