@@ -33,7 +33,7 @@ RUNS = 3
 #: Everything a node or master keeps that a start from nothing would not find.
 RESET = """
 systemctl stop kubelet kube-proxy containerd kube-scheduler kube-controller-manager kube-apiserver \
-    etcd haproxy keepalived 2>/dev/null
+    etcd-proxy etcd haproxy keepalived 2>/dev/null
 rm -rf /var/lib/etcd/member
 find /var/lib/kubelet -mindepth 1 -maxdepth 1 ! -name pki -exec rm -rf {} + 2>/dev/null
 ip link del cni0 2>/dev/null

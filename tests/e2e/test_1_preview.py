@@ -59,7 +59,7 @@ def test_every_host_and_every_state_is_previewed(lab, preview):
         "ca": {"Certificate authorities are present"},
         "lb": {"haproxy", "keepalived"},
         "etcd": {"etcd"},
-        "master": {"kube-apiserver", "kube-controller-manager", "kube-scheduler"},
+        "master": {"etcd-proxy", "kube-apiserver", "kube-controller-manager", "kube-scheduler"},
         "node": {"containerd", "kubelet", "kube-proxy"},
     }
     for role, names in expected.items():

@@ -23,12 +23,12 @@ OURS = {
         "/etc/containerd /etc/cni/net.d/* /var/lib/containerd/* /var/lib/kubelet/* /var/lib/cni",
     ),
     "master": (
-        ("kube-apiserver", "kube-controller-manager", "kube-scheduler"),
+        ("etcd-proxy", "kube-apiserver", "kube-controller-manager", "kube-scheduler"),
         "/etc/kubernetes/*.* /etc/kubernetes/tokens/* /etc/kubernetes/pki/*api* "
         "/etc/kubernetes/pki/sa.* /etc/kubernetes/pki/*.key /usr/local/bin/kubectl",
     ),
     "etcd": (("etcd",), "/etc/etcd /var/lib/etcd /var/lib/etcd-bootstrap*"),
-    "lb": (("haproxy", "keepalived"), "/etc/haproxy /etc/keepalived /usr/sbin/haproxy"),
+    "lb": (("haproxy", "keepalived"), "/etc/haproxy /etc/keepalived /usr/sbin/keepalived"),
 }
 
 
@@ -85,7 +85,10 @@ def test_the_inverse_of_a_role_leaves_nothing_of_it(lab, role):
 def test_the_inverse_of_the_host_leaves_only_the_authorities(lab):
     code, result = applied(lab, "common.absent")
     assert code == 0, changes(result)
-    assert listed(lab, "/etc/kubernetes /opt/indigo /usr/local/lib/indigo /etc/etcd") == []
+    assert (
+        listed(lab, "/etc/kubernetes /opt/indigo /usr/local/lib/indigo /etc/etcd /usr/sbin/haproxy")
+        == []
+    )
     accounts = lab.exec(HOST, ["cut", "-d:", "-f1", "/etc/passwd"], check=True).stdout.split()
     assert not [name for name in accounts if name == "etcd" or name.startswith("kube")]
     # Their keys cannot be made again: they go only when the cluster's name is given.
