@@ -129,7 +129,7 @@ CERTIFICATES = (
         user="kube-apiserver",
         common_name="kube-apiserver-etcd-client",
         usages=(CLIENT,),
-        services=("kube-apiserver",),
+        services=("etcd-proxy", "kube-apiserver"),
     ),
     Certificate(
         name="front-proxy-client",
