@@ -30,9 +30,13 @@ The package {{ name }} is gone:
 {% endfor %}
 {% endfor %}
 
-The check of haproxy is gone:
+{% for script in ['haproxy-serves', 'address-left'] %}
+/usr/local/lib/indigo/{{ script }} is gone:
   file.absent:
-    - name: /usr/local/lib/indigo/haproxy-serves
+    - name: /usr/local/lib/indigo/{{ script }}
+    - require:
+      - indigo_service: keepalived is stopped
+{% endfor %}
 
 An address of another host cannot be listened on:
   indigo_host.sysctl_absent:

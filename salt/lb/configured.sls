@@ -67,6 +67,17 @@ The check of haproxy is in place:
     - require:
       - file: The folder of scripts exists
 
+What ends connections when the address leaves is in place:
+  file.managed:
+    - name: /usr/local/lib/indigo/address-left
+    - source: salt://lb/files/address-left.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0755'
+    - require:
+      - file: The folder of scripts exists
+
 # keepalived before 2.2.8 kills itself when it tests a configuration with an unprivileged script
 # user: https://github.com/acassen/keepalived/issues/2587. So a copy without that user is tested.
 keepalived is configured:
@@ -83,6 +94,7 @@ keepalived is configured:
     - require:
       - sls: common.packages
       - file: The check of haproxy is in place
+      - file: What ends connections when the address leaves is in place
 
 The unit of keepalived is in place:
   file.managed:
