@@ -20,6 +20,10 @@ from salt.exceptions import CommandExecutionError, SaltClientError
 #: What brings a minion this project's modules and its current pillar.
 REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pillar")
 
+#: Seconds within which a host that has not answered a question must say that it is at work. Some
+#: are expected to be dead, and each question would wait for them.
+SILENCE = 8
+
 #: Where the plan is kept between the steps of one run.
 PLAN = "indigo_restore.plan"
 
@@ -173,9 +177,14 @@ def _ask(
     function: str | Sequence[str],
     timeout: float = 5,
     arg: Sequence[Any] = (),
+    wait: float | None = None,
     **kwarg: Any,
 ) -> dict[str, Any]:
-    """Answers by minion id: what it returned, or the text of its error. Silent ones are missing."""
+    """Answers by minion id: what it returned, or the text of its error. Silent ones are missing.
+
+    Hosts that say that they are at work are waited for; ``wait`` is how long that may take them
+    to say, where it is not to be the Salt master's gather_job_timeout.
+    """
     targets = list(targets)
     if not targets:
         return {}
@@ -187,6 +196,7 @@ def _ask(
             tgt_type="list",
             timeout=timeout,
             kwarg=kwarg,
+            **({"gather_job_timeout": wait} if wait else {}),
         )
     except SaltClientError as err:
         raise CommandExecutionError(f"the Salt master did not take {function}: {err}") from err
@@ -200,7 +210,7 @@ def _ask(
 def _reports(hosts: Iterable[str]) -> dict[str, Any]:
     """What every host reports; those that lack our modules or pillar are given them first."""
     hosts = list(hosts)
-    found = _ask(hosts, "indigo_restore.report")
+    found = _ask(hosts, "indigo_restore.report", wait=SILENCE)
     behind = [id_ for id_ in hosts if id_ in found and not isinstance(found[id_], Mapping)]
     if behind:
         _ask(behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=15)
