@@ -47,7 +47,7 @@ class Port:
     ``port`` is a number, a range ``first-last``, :data:`ANY`, or empty where the protocol has
     none. ``sources`` are roles, :data:`PODS` (of that same host), :data:`HOSTS` or
     :data:`ANYONE`; none where only the host itself comes. ``setting`` is the key of the cluster
-    file that moves it.
+    file that moves it. ``always`` is false for what only listens while it has something to do.
     """
 
     role: str
@@ -58,6 +58,7 @@ class Port:
     sources: tuple[str, ...]
     why: str
     setting: str = ""
+    always: bool = True
 
     @property
     def open(self) -> bool:
@@ -89,7 +90,7 @@ def table(cluster: Cluster, role: str) -> list[Port]:
         >>> from .cluster import Vip
         >>> c = Cluster("x", {}, Vip("10.0.0.9", "eth0"), "10.96.0.0/16", "10.244.0.0/16")
         >>> [(row.service, row.port) for row in table(c, "etcd")]
-        [('etcd', '2379'), ('etcd', '2379'), ('etcd', '2380')]
+        [('etcd', '2379'), ('etcd', '2379'), ('etcd', '2380'), ('salt-minion', '2382')]
     """
     return list(_ROWS[role](cluster))
 
@@ -115,6 +116,9 @@ def _etcd(cluster: Cluster) -> Iterator[Port]:
         yield Port("etcd", "etcd", "tcp", port, OWN, ("master", "etcd"), why)
         yield Port("etcd", "etcd", "tcp", port, LOOPBACK, (), "the store, for etcdctl on the host")
     yield Port("etcd", "etcd", "tcp", str(PEER_PORT), OWN, ("etcd",), "members among themselves")
+    port = str(cluster.backup["port"])
+    why = "copies of a backup, while it is fetched"
+    yield Port("etcd", "salt-minion", "tcp", port, OWN, ("etcd",), why, "backup.port", always=False)
     yield from _urls(flags, "listen-metrics-urls", (ANYONE,), "metrics, opened by the site")
 
 
@@ -325,7 +329,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
                 "address": address(cluster, host, row),
             }
             for row in rows
-            if row.protocol in ("tcp", "udp") and row.port.isdigit()
+            if row.protocol in ("tcp", "udp") and row.port.isdigit() and row.always
         ],
         "firewall": {"kind": cluster.firewall},
     }

@@ -30,7 +30,7 @@ def listening(cluster, host):
     """Addresses and ports, as others reach them, at which a host answers with TCP."""
     found = set()
     for row in ports.of_host(cluster, host):
-        if row.protocol == "tcp" and row.at != ports.LOOPBACK:
+        if row.protocol == "tcp" and row.at != ports.LOOPBACK and row.always:
             # kube-proxy answers for the ports of the services that there are.
             port = NODE_PORT if "-" in row.port else int(row.port)
             where = host.address if row.at == ports.EVERY else ports.address(cluster, host, row)
@@ -148,7 +148,7 @@ def wanted_sockets(cluster, host):
     for row in ports.of_host(cluster, host):
         if row.protocol == "vrrp":
             found |= {("raw", "0.0.0.0", ports.VRRP), ("raw", host.address, ports.VRRP)}
-        elif "-" not in row.port:  # of the range kube-proxy holds what services have
+        elif "-" not in row.port and row.always:  # of the range kube-proxy holds what services have
             port = None if row.port == ports.ANY else int(row.port)
             found.add((row.protocol, ports.address(cluster, host, row), port))
     if host.address == MASTER:
@@ -248,8 +248,9 @@ def test_behind_the_firewall_each_host_finds_what_its_role_may(lab, firewall):
     wrong = everyone_scans(lab, cluster)
     assert wrong == ""
     wanted = expected(cluster)
-    assert wanted["node1"]["10.77.0.21"] == {2379: FILTERED, 2380: FILTERED}
-    assert wanted["master1"]["10.77.0.21"] == {2379: OPEN, 2380: FILTERED}
+    shut = {2380: FILTERED, 2382: FILTERED}
+    assert wanted["node1"]["10.77.0.21"] == {2379: FILTERED, **shut}
+    assert wanted["master1"]["10.77.0.21"] == {2379: OPEN, **shut}
     assert wanted["lb1"]["10.77.0.31"] == {6443: OPEN, 10257: FILTERED, 10259: FILTERED}
     # What loopback alone is to see is no more than that.
     assert wanted["node1"]["10.77.0.42"][10249] == FILTERED

@@ -44,7 +44,11 @@ def test_the_page_has_the_table():
 def test_guards_name_hosts_one_by_one_and_nodes_by_their_networks():
     found = cluster(firewall="nftables")
     masters, etcd = ["10.77.0.31", "10.77.0.32"], ["10.77.0.21", "10.77.0.22", "10.77.0.23"]
-    assert guards(found, "etcd1") == {"tcp 2379": [*etcd, *masters], "tcp 2380": etcd}
+    assert guards(found, "etcd1") == {
+        "tcp 2379": [*etcd, *masters],
+        "tcp 2380": etcd,
+        "tcp 2382": etcd,
+    }
     assert guards(found, "lb1") == {"vrrp": ["10.77.0.11", "10.77.0.12"]}
     assert guards(found, "master1") == {
         "tcp 6443": ["10.77.0.0/24"],
