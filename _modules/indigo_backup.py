@@ -569,9 +569,7 @@ def run(force: bool = False) -> dict[str, Any]:
     """
     settings = _settings()
     folder = Path(settings["folder"])
-    if __opts__.get("multiprocessing", True):
-        # This job is a process of its own, and what it does itself must yield to etcd as well.
-        os.nice(19 - os.nice(0))
+    _yield()
     with _alone(folder):
         try:
             result = _run_alone(settings, folder, force)
@@ -589,6 +587,12 @@ def run(force: bool = False) -> dict[str, Any]:
     if result["made"]:
         _event("made", result)
     return result
+
+
+def _yield() -> None:
+    """A job of Salt is a process of its own, and what it does itself must yield to etcd as well."""
+    if __opts__.get("multiprocessing", True):
+        os.nice(19 - os.nice(0))
 
 
 def _lacks_copies(settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
@@ -1202,6 +1206,7 @@ def fetch(name: str, sha256: str, size: int, **kwargs: Any) -> dict[str, Any]:
         ``{"ok": bool, "problem": str}``.
     """
     settings = _settings()
+    _yield()
     source = kwargs.get("__pub_id")
     try:
         if source not in settings["hosts"] or source == settings["id"]:
