@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
-from .master import CONTROLLER_MANAGER_PORT, SCHEDULER_PORT
+from .master import CONTROLLER_MANAGER_PORT, ETCD_PROXY_PORT, SCHEDULER_PORT
 
 #: IP protocol number of VRRP.
 VRRP = 112
@@ -152,6 +152,10 @@ def _master(cluster: Cluster) -> Iterator[Port]:
             yield Port("master", service, "tcp", str(number), OWN, ("master",), why)
         else:
             yield _given("master", service, where, f"{bind}:{number}", why)
+    for position, member in enumerate(cluster.with_role("etcd")):
+        why = f"the API server's way to etcd on {member.name}"
+        port = str(ETCD_PROXY_PORT + position)
+        yield Port("master", "haproxy", "tcp", port, LOOPBACK, (), why)
 
 
 def _node(cluster: Cluster) -> Iterator[Port]:

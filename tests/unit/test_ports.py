@@ -54,6 +54,10 @@ def test_guards_name_hosts_one_by_one_and_nodes_by_their_networks():
         "tcp 6443": ["10.77.0.0/24"],
         "tcp 10257": masters,
         "tcp 10259": masters,
+        # The way to each member of etcd is the host's own.
+        "tcp 12379": [],
+        "tcp 12380": [],
+        "tcp 12381": [],
     }
     assert guards(found, "node1") == {
         "tcp 10250": ["10.77.0.0/24", "10.244.0.0/16"],

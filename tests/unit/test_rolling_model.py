@@ -88,7 +88,9 @@ def test_what_is_asked_where():
     assert etcd["need"] == "majority"
     found = view(declared, "m0")["rolling"]
     assert found["kube-apiserver"]["url"] == "https://10.0.0.30:6443/readyz"
-    for unit, component in master.view(declared, declared.hosts["m1"])["components"].items():
+    components = master.view(declared, declared.hosts["m1"])["components"]
+    for unit in rolling.MASTER_UNITS:
+        component = components[unit]
         assert found[unit]["members"]["m1"].startswith(component["url"] + "/")
     haproxy = view(declared, "lb0")["rolling"]["haproxy"]
     assert haproxy["members"] == {"lb0": "lb0", "lb1": "lb1", "lb2": "lb2"}
