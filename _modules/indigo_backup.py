@@ -610,12 +610,18 @@ def _run_alone(settings: dict[str, Any], folder: Path, force: bool) -> dict[str,
         age = int(now - (newest or now))
         _event("age", {"seconds": age})
         return {"made": None, "why": f"none is due: the newest is {age} s old"}
-    said = _etcdctl(settings, "endpoint", "status")[0]["Status"]
-    if not said.get("leader") or not _healthy(settings):
-        raise CommandExecutionError(
-            f"etcd on {settings['id']} is no part of a quorum: a snapshot of it could be old. "
-            "Another host makes the backup; see salt-run indigo.status"
-        )
+    try:
+        said = _etcdctl(settings, "endpoint", "status")[0]["Status"]
+        if not said.get("leader") or not _healthy(settings):
+            raise CommandExecutionError(
+                f"etcd on {settings['id']} is no part of a quorum: a snapshot of it could be old. "
+                "Another host makes the backup; see salt-run indigo.status"
+            )
+    except CommandExecutionError as error:
+        if force:
+            raise
+        # No failure of the backup: another host makes it, and what ails etcd is told elsewhere.
+        return {"made": None, "why": f"this member does not serve: {error}"}
     leads = said["leader"] == said["header"]["member_id"] and len(settings["etcd"]["members"]) > 1
     if leads and not force and _just_due(settings, now):
         return {"made": None, "why": "it is left to the others first: this member leads"}

@@ -384,7 +384,10 @@ def test_failures_and_newer_suspects_are_problems():
     runner = load("_runners", "indigo_backup")
     old, new = "20260101T000000Z-a", "20260102T000000Z-a"
     answers = {"a": told(old, problem="no room", suspects=(f"suspect-{new}",)), "b": "boom"}
-    problems = runner.overview(PLAN, answers, 0)["problems"]
+    moment = answers["a"]["sets"][0]["made"] + 25 * 3600
+    problems = runner.overview(PLAN, answers, moment)["problems"]
     assert [one.split(":")[0] for one in problems] == ["backup on b", "backup on a", "backup on a"]
+    # A failed look that is not late: the next one may do better.
+    assert len(runner.overview(PLAN, answers, moment - 3600)["problems"]) == 2
     answers = {"a": told(new, suspects=(f"suspect-{old}",)), "b": told(new)}
     assert runner.overview(PLAN, answers, 0)["problems"] == []
