@@ -27,6 +27,8 @@ etcd-proxy runs with its configuration:
   indigo_service.running:
     - name: etcd-proxy
     - reload: True
+    # Its restart takes etcd from this host's API server: the others must serve meanwhile.
+    - tier: {{ indigo.rolling['kube-apiserver'] | tojson }}
     - files:
       - {{ indigo.paths.kubernetes }}/etcd-proxy.cfg
       - {{ pki }}/etcd-ca.crt
