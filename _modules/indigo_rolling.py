@@ -27,8 +27,6 @@ A *tier* is what the pillar says of a unit under ``indigo:rolling``:
     answer, for this one to count as serving.
 ``yields``
     ``{"unit", "address", "port"}``: the unit that gives the virtual address up for the restart.
-``sessions``
-    ``{"socket", "servers"}``: haproxy's, whose sessions end before the virtual address moves.
 
 Sources: etcd's guides "gRPC gateway" and "API", ``rpc.proto`` of etcd 3.4 to 3.6, etcd's own
 recipe of a lock (``client/v3/concurrency/mutex.go``), for why a lease alone is no fence:
@@ -44,7 +42,6 @@ import json
 import math
 import os
 import secrets
-import socket
 import ssl
 import threading
 import time
@@ -1038,9 +1035,6 @@ def _stale(name: str, files: Sequence[str]) -> bool:
 def _act(name: str, files: Sequence[str], tier: Mapping[str, Any], why: str) -> dict[str, Any]:
     """Restart and wait until the unit serves: several answers in a row from a new process."""
     before = __salt__["indigo_service.show"](name).get("InvocationID", "")
-    address = tier.get("address")
-    if address and __salt__["indigo_host.holds"](address["address"]):
-        _end_sessions(tier.get("sessions"))
     with _yielded(tier) as gave:
         begun = time.monotonic()
         __salt__["indigo_service.restart"](name, files, wait=False)
@@ -1086,24 +1080,6 @@ def _settled(tier: Mapping[str, Any]) -> str:
         if not problem or time.monotonic() >= end:
             return problem
         time.sleep(LOOK)
-
-
-def _end_sessions(haproxy: Mapping[str, Any] | None) -> None:
-    """Tell clients that their connections end while there is still an address to tell it from.
-
-    Once the address is elsewhere its new holder resets them, but only when the client next sends
-    something, and one that watches may be silent for half a minute. What cannot be told they
-    notice then.
-    """
-    if not haproxy:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
-        link.settimeout(1)
-        link.connect(haproxy["socket"])
-        orders = [f"shutdown sessions server {name}" for name in haproxy["servers"]]
-        link.sendall((";".join(orders) + "\n").encode())
-        while link.recv(1024):
-            pass
 
 
 @contextlib.contextmanager

@@ -24,9 +24,6 @@ STEP = 10
 #: haproxy answers here whether it serves, to this host alone.
 ALIVE = "/run/indigo-haproxy/alive.sock"
 
-#: haproxy takes orders here.
-ADMIN = "/run/indigo-haproxy/admin.sock"
-
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """What a load balancer is configured with: its part of the view.

@@ -112,7 +112,6 @@ def _balancers(cluster: Cluster, host: Host) -> dict[str, Any]:
     """Tiers of both daemons, which are one member: the address needs both."""
     keepalived = lb.keepalived(cluster, host)["config"]
     address = {"address": cluster.vip.address, "port": cluster.vip.port}
-    servers = [f"masters/{one.name}" for one in cluster.with_role("master")]
     common: Mapping[str, Any] = {
         "name": "lb",
         "members": {one.name: one.id for one in cluster.with_role("lb")},
@@ -122,7 +121,6 @@ def _balancers(cluster: Cluster, host: Host) -> dict[str, Any]:
         "check": {"expect": "200 OK"},
         "units": ["haproxy", "keepalived"],
         "address": address,
-        "sessions": {"socket": lb.ADMIN, "servers": servers},
         # keepalived takes the address when its script has found haproxy well.
         "settle": int(keepalived["check"]["interval"]) * int(keepalived["check"]["rise"]) + 1,
         "timeout": 20,

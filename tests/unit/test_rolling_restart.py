@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import socket
-import threading
 import time
 from types import SimpleNamespace
 
@@ -160,37 +157,6 @@ def test_lock_look_restart_wait_release(site):
     assert "3 members, quorum 2: 3 healthy, one may go; it serves again" in done["comment"]
     steps = [word for word in site.log if word != "keep"]
     assert steps == ["acquire", "confirm", RESTARTED, "wait etcd", "release"]
-
-
-@pytest.mark.parametrize("here", [True, False])
-def test_clients_are_told_while_there_is_an_address_to_tell_it_from(site, tmp_path, here):
-    path = str(tmp_path / "admin")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as admin:
-        admin.bind(path)
-        admin.listen()
-
-        def answer():
-            with contextlib.suppress(OSError):
-                link, _ = admin.accept()
-                site.log.append(link.recv(1024).decode())
-                link.close()
-
-        thread = threading.Thread(target=answer, daemon=True)
-        thread.start()
-        site.vip_here = here
-        tier = {**LB, "sessions": {"socket": path, "servers": ["masters/a", "masters/b"]}}
-        assert restart(site, "haproxy", tier)["ok"] is True
-        thread.join(1 if here else 0)
-    order = "shutdown sessions server masters/a;shutdown sessions server masters/b\n"
-    assert (order in site.log) == here
-    if here:
-        assert site.log.index(order) < site.log.index("pause keepalived")
-
-
-def test_a_haproxy_that_takes_no_orders_is_no_reason_to_stay(site):
-    site.vip_here = True
-    tier = {**LB, "sessions": {"socket": "/nonexistent", "servers": ["masters/a"]}}
-    assert restart(site, "haproxy", tier)["ok"] is True
 
 
 def test_who_has_the_address_lets_the_others_go_first(site):
