@@ -124,7 +124,9 @@ def comments(found: dict[str, Any], unit: str) -> dict[str, str]:
         host: state["comment"]
         for host, states in returned(found).items()
         for key, state in states.items()
-        if key.startswith("indigo_service_|-") and state.get("name") == unit
+        if key.startswith("indigo_service_|-")
+        and key.endswith("_|-running")
+        and state.get("name") == unit
     }
 
 
