@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster import kubectl, on_all, status, until
+from indigo_lab.base import LabError
 from indigo_lab.lab import Lab
 
 #: Seconds that the API may be without writes, by what was hit: the targets.
@@ -112,10 +113,9 @@ def _found(lab: Lab, who: str, now: Mapping[str, Any]) -> str:
     if who == "other lb":
         return next(name for name in balancers if name not in now["vip"]["holders"])
     if who == "etcd leader":
-        return etcd_leader(lab)
+        return str(now["etcd"]["leader"])
     if who == "etcd follower":
-        leader = etcd_leader(lab)
-        return next(name for name in reversed(members) if name != leader)
+        return next(name for name in reversed(members) if name != now["etcd"]["leader"])
     if who in ("controller leader", "scheduler leader"):
         lease = "kube-controller-manager" if who.startswith("controller") else "kube-scheduler"
         spec = kubectl(lab, "get", "lease", "-n", "kube-system", lease)["spec"]
@@ -123,22 +123,6 @@ def _found(lab: Lab, who: str, now: Mapping[str, Any]) -> str:
     if who == "Salt master":
         return "salt"
     return lab.host(who).name
-
-
-def etcd_leader(lab: Lab) -> str:
-    """The host of the member that leads, as the members themselves say."""
-    for member in lab.with_role("etcd"):
-        said = lab.exec(member.name, ["sh", "-c", _LEADER]).stdout
-        if said.strip() == "1":
-            return member.name
-    raise AssertionError("no member of etcd says that it leads")
-
-
-_LEADER = """
-cd /etc/etcd/pki
-curl -sS --max-time 5 --cacert ca.crt --cert member.crt --key member.key \
-    https://127.0.0.1:2379/metrics | awk '$1 == "etcd_server_is_leader" {print $2}'
-"""
 
 
 # How -----------------------------------------------------------------------------------------
@@ -212,12 +196,17 @@ def whole(lab: Lab, seconds: float = 120) -> None:
     # Cheap questions first: while they are not answered the screen cannot be clean either.
     left = until(lambda: not ways_down(lab), seconds, 0.3)
     assert left, ways_down(lab)
-    while True:
-        now = status(lab)
-        if not now["problems"]:
-            return
-        assert time.monotonic() < deadline, now["problems"]
+    while problems := _problems(lab):
+        assert time.monotonic() < deadline, problems
         time.sleep(0.5)
+
+
+def _problems(lab: Lab) -> list[str]:
+    """What the status complains of; that there is none, while the Salt master is not up yet."""
+    try:
+        return list(status(lab)["problems"])
+    except (ValueError, LabError) as err:
+        return [f"no status: {err}"]
 
 
 # Files ---------------------------------------------------------------------------------------
@@ -269,14 +258,17 @@ for path in $1; do
         *) printf 'not = "what belongs here"\\n' > "$path" ;;
         esac
     else
-        truncate -s $(( $(stat -c %s "$path") / 2 )) "$path"
+        # In place of it, for a program that runs cannot be written to.
+        cp -p "$path" "$path.half"
+        truncate -s $(( $(stat -c %s "$path") / 2 )) "$path.half"
+        mv -f "$path.half" "$path"
     fi
 done
 """
 
 
 def damage(lab: Lab, one: Damage) -> None:
-    """Damage a file where it lies; owner and mode stay."""
+    """Damage a file; owner and mode stay."""
     kind = "foreign" if one.foreign else "truncated"
     lab.exec(one.host, ["sh", "-c", _DAMAGE, "damage", one.path, kind], check=True)
 
