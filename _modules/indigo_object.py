@@ -11,6 +11,7 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -89,6 +90,12 @@ def holds(live: Any, declared: Any) -> bool:
     return bool(live == declared)
 
 
+#: Answers of an API server that has lost a member of etcd, or is stopping: the next try is
+#: answered by what is left. All requests here may be repeated.
+_TRANSIENT = frozenset([429, 500, 502, 503, 504])
+_TRIES = 4
+
+
 def _ask(
     method: str,
     url: str,
@@ -96,7 +103,7 @@ def _ask(
     token_file: str,
     body: Mapping[str, Any] | None = None,
 ) -> dict[str, Any] | None:
-    """One request with a bearer token over verified TLS; None for 404."""
+    """One request with a bearer token over verified TLS, again where that helps; None for 404."""
     headers = {"Accept": "application/json"}
     try:
         token = Path(token_file).read_text(encoding="utf-8").strip()
@@ -112,16 +119,23 @@ def _ask(
         data = json.dumps(body).encode()
         headers["Content-Type"] = "application/apply-patch+yaml"
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        if error.code == 404 and method == "GET":
-            return None
-        said = error.read(500).decode(errors="replace").strip()
-        raise CommandExecutionError(f"{method} {url} answered {error.code}: {said}") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise CommandExecutionError(f"{method} {url} failed: {error}") from error
+    for left in reversed(range(_TRIES)):
+        try:
+            with urllib.request.urlopen(request, timeout=30, context=context) as answer:  # noqa: S310
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            if error.code == 404 and method == "GET":
+                return None
+            said = error.read(500).decode(errors="replace").strip()
+            if not left or error.code not in _TRANSIENT:
+                raise CommandExecutionError(
+                    f"{method} {url} answered {error.code}: {said}"
+                ) from error
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if not left:
+                raise CommandExecutionError(f"{method} {url} failed: {error}") from error
+        time.sleep(0.5)
+    return None  # not reached: the last try returns or raises
 
 
 def difference(

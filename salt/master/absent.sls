@@ -50,4 +50,11 @@ The package haproxy is gone:
     - name: haproxy
     - require:
       - indigo_service: etcd-proxy is stopped
+
+# The package's own configuration stays where a package is only removed.
+/etc/haproxy is gone:
+  file.absent:
+    - name: /etc/haproxy
+    - require:
+      - pkg: The package haproxy is gone
 {% endif %}
