@@ -31,7 +31,7 @@ cluster: $(VENV)/ready ## start the lab, deploy Kubernetes on it, show the clust
 down: ## stop the lab and remove what it made (its cache stays)
 	$(LAB) down
 
-test: test-fast test-lab ## all tests, the lab's too
+test: test-fast test-lab ## all tests but the faults on purpose
 
 test-fast: $(VENV)/ready lint ## all tests that need no lab
 	$(PYTEST) tests/unit tests/render tests/integration
