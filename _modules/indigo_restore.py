@@ -123,6 +123,19 @@ def _etcd() -> Mapping[str, Any] | None:
     return _view().get("components", {}).get("etcd")
 
 
+def _await_serving(etcd: Mapping[str, Any], timeout: float, kept: str) -> None:
+    """Wait until this host's member serves; raises with where its old data is kept."""
+    found = __salt__["indigo_health.wait_unit"](
+        "etcd", f"{etcd['url']}/health", expect='"health":"true"', successes=2,
+        timeout=timeout, **_tls(etcd),
+    )  # fmt: skip
+    if not found["ok"]:
+        raise CommandExecutionError(
+            f"etcd does not serve after {timeout:g} s: {found['last']['problem']}; look at: "
+            f"journalctl -u etcd -n 50. {kept}"
+        )
+
+
 def _tls(etcd: Mapping[str, Any]) -> dict[str, str]:
     return {key: etcd[key] for key in ("ca", "cert", "key")}
 
@@ -443,15 +456,7 @@ def _start(id_: str, revision: int, keys: int, timeout: float) -> dict[str, Any]
             f"this member is not restored as {id_}: run indigo.restore again"
         )
     __salt__["indigo_service.resume"]("etcd")
-    found = __salt__["indigo_health.wait_unit"](
-        "etcd", f"{etcd['url']}/health", expect='"health":"true"', successes=2,
-        timeout=timeout, **_tls(etcd),
-    )  # fmt: skip
-    if not found["ok"]:
-        raise CommandExecutionError(
-            f"etcd does not serve after {timeout:g} s: {found['last']['problem']}; look at: "
-            "journalctl -u etcd -n 50. The data from before is in " + str(noted["aside"])
-        )
+    _await_serving(etcd, timeout, f"The data from before is in {noted['aside']}")
     now = __salt__["indigo_backup.contents"]()
     wanted = revision + (BUMP if noted["bumped"] else 0)
     if now["revision"] < wanted or (now["revision"] == wanted and now["keys"] != keys):
@@ -583,15 +588,7 @@ def _survive(id_: str, timeout: float) -> dict[str, Any]:
         text = "# Until etcd serves: see indigo.recover\nETCD_FORCE_NEW_CLUSTER=true\n"
         _replace_text(initial, text)
         __salt__["indigo_service.resume"]("etcd")
-        found = __salt__["indigo_health.wait_unit"](
-            "etcd", f"{etcd['url']}/health", expect='"health":"true"', successes=2,
-            timeout=timeout, **_tls(etcd),
-        )  # fmt: skip
-        if not found["ok"]:
-            raise CommandExecutionError(
-                f"etcd does not serve after {timeout:g} s: {found['last']['problem']}; look at: "
-                f"journalctl -u etcd -n 50. A copy of its data is in {aside}"
-            )
+        _await_serving(etcd, timeout, f"A copy of its data is in {aside}")
         initial.unlink(missing_ok=True)
         _note(id=id_, backup="", bumped=False, aside=str(aside), stage="started")
     initial.unlink(missing_ok=True)

@@ -45,13 +45,16 @@ def status(timeout: float = 15) -> dict[str, Any]:
     """
     plan = _model("indigo_model.plan")
     with salt.client.get_local_client(mopts=__opts__) as client:
-        reports = client.cmd(
+        answers = client.cmd(
             list(plan["hosts"]),
             "indigo_status.report",
             kwarg={"kubernetes": True},
             tgt_type="list",
             timeout=timeout,
+            full_return=True,
         )
+    # Salt reports silence as a return of its own making.
+    reports = {id_: one["ret"] for id_, one in answers.items() if one.get("out") != "no_return"}
     data = assess(plan, reports)
     told = {
         id_: one["backup"]

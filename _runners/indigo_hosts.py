@@ -781,10 +781,26 @@ def _new_key(site: _Site, id_: str, keys: Sequence[str], done: Sequence[str]) ->
 
 
 def _deployed() -> dict[str, Any]:
-    """Run ``indigo.deploy``; raises with what failed.
+    """Run ``indigo.deploy``; raises with what failed."""
+    if wrong := deploy():
+        raise CommandExecutionError(
+            "The old machine is forgotten, and the deploy of the new one failed: mend it, run "
+            f"indigo.deploy again. {'; '.join(wrong)}"
+        )
+    return {"next": "nothing: salt-run indigo.status shows the cluster"}
 
-    As a program of its own: an orchestration inside a runner cannot authenticate to the Salt master
-    where its steps make clients of their own. Its progress goes where ours does.
+
+def deploy() -> list[str]:
+    """Run ``indigo.deploy`` as a person would, within another run; what did not succeed.
+
+    As a program of its own: an orchestration inside another run cannot authenticate to the Salt
+    master where its steps make clients of their own. Its progress goes where ours does.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo_hosts.deploy
     """
     program = sys.argv[0] if os.path.basename(sys.argv[0]) == "salt-run" else "salt-run"
     folder = os.path.dirname(__opts__["conf_file"])
@@ -793,19 +809,10 @@ def _deployed() -> dict[str, Any]:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False
         )
-        data = json.loads(done.stdout)
+        wrong = failed_steps(json.loads(done.stdout))
     except (OSError, ValueError) as err:
-        raise CommandExecutionError(
-            f"The old machine is forgotten, and the deploy of the new one did not run: {err}; run "
-            "salt-run state.orchestrate indigo.deploy"
-        ) from err
-    wrong = failed_steps(data)
-    if wrong or done.returncode:
-        raise CommandExecutionError(
-            "The old machine is forgotten, and the deploy of the new one failed: mend it, run "
-            f"indigo.deploy again. {'; '.join(wrong) or done.stdout[-500:]}"
-        )
-    return {"next": "nothing: salt-run indigo.status shows the cluster"}
+        return [f"{' '.join(command)}: {err}"]
+    return wrong or ([done.stdout[-500:]] if done.returncode else [])
 
 
 def failed_steps(data: Mapping[str, Any]) -> list[str]:

@@ -7,14 +7,11 @@ others in memory, for they run within seconds of it.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import salt.loader
 from salt.exceptions import CommandExecutionError, SaltClientError
 
 #: What brings a minion this project's modules and its current pillar.
@@ -470,45 +467,14 @@ def deployed(name: str) -> dict[str, Any]:
         ]
         if not bare:
             return {**ret, "comment": "No host is bare"}
-        if problems := _deploy():
+        # Not through saltutil.runner: that turns an exception into a traceback in a string.
+        runners = salt.loader.runner(__opts__, context=__context__)
+        if problems := runners["indigo_hosts.deploy"]():
             raise CommandExecutionError("indigo.deploy: " + "; ".join(problems))
     except CommandExecutionError as err:
         return _failed(name, f"{err}. Run indigo.deploy when that is mended: the data is there")
     ret["changes"] = dict.fromkeys(bare, "deployed")
     return {**ret, "comment": f"{', '.join(bare)} were bare"}
-
-
-def _deploy() -> list[str]:
-    """Run ``indigo.deploy`` as a person would; what did not succeed.
-
-    As a program of its own: an orchestration inside this one cannot authenticate to the Salt
-    master where its steps make clients of their own. Its progress goes where ours does.
-    """
-    program = sys.argv[0] if os.path.basename(sys.argv[0]) == "salt-run" else "salt-run"
-    folder = os.path.dirname(__opts__["conf_file"])
-    try:
-        done = subprocess.run(
-            [program, "-c", folder, "state.orchestrate", "indigo.deploy", "--out", "json"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        data = json.loads(done.stdout)
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    steps = [
-        step
-        for found in data.get("data", data).values()
-        if isinstance(found, Mapping)
-        for step in found.values()
-    ]
-    problems = [
-        f"{step.get('__id__')}: {step.get('comment')}"
-        for step in steps
-        if step.get("result") is False
-    ]
-    return problems or ([done.stdout[-500:]] if done.returncode or not steps else [])
 
 
 def finished(name: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 from typing import Any
 
 import pytest
@@ -368,3 +369,26 @@ def test_a_pod_that_is_alone_stops_the_drain_before_it_begins(api):
         drain.drain("n1", deadline=0)
     assert [method for method, _ in found.asked if method != "GET"] == []
     assert drain.drain("n1", deadline=5, force=True)["evicted"] == ["n/a", "n/c"]
+
+
+# --- a deploy within another run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("printed", "code", "expected"),
+    [
+        ('{"data": {"m": {"s": {"__id__": "x", "result": true}}}}', 0, []),
+        ('{"data": {"m": {"s": {"__id__": "x", "result": false, "comment": "y"}}}}', 1, ["x: y"]),
+        ('{"data": {"m": ["does not render"]}}', 1, ["['does not render']"]),
+        ('{"data": {"m": {"s": {"__id__": "x", "result": true}}}}', 1, None),
+        ("no JSON", 1, None),
+    ],
+)
+def test_a_deploy_within_another_run_tells_what_did_not_succeed(
+    monkeypatch, printed, code, expected
+):
+    done = subprocess.CompletedProcess([], code, stdout=printed)
+    monkeypatch.setattr(hosts.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(hosts, "__opts__", {"conf_file": "/etc/salt/master"}, raising=False)
+    found = hosts.deploy()
+    assert found == expected if expected is not None else len(found) == 1
