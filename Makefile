@@ -36,8 +36,8 @@ test: test-fast test-lab ## all tests but the faults on purpose
 test-fast: $(VENV)/ready lint ## all tests that need no lab
 	$(PYTEST) tests/unit tests/render tests/integration
 
-test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes (faults on purpose: make chaos)
-	$(PYTEST) tests/e2e -m "not chaos"
+test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
+	$(PYTEST) tests/e2e
 
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
 	$(PYTEST) tests/e2e/test_4b_chaos.py

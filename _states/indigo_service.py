@@ -100,7 +100,9 @@ def running(
                     "unit": sorted({*changed["unit"], *_pending(unit_files)}),
                     "files": sorted({*changed["files"], *_pending(files)}),
                 }
-            if changed["unit"] or (changed["files"] and not reload):
+            # What has not come up yet cannot reload.
+            able = reload and unit["ActiveState"] != "activating"
+            if changed["unit"] or (changed["files"] and not able):
                 changes["restarted"] = sorted(changed["unit"] + changed["files"])
             elif changed["files"]:
                 changes["reloaded"] = changed["files"]

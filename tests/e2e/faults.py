@@ -141,10 +141,18 @@ def strike(lab: Lab, how: str, hosts: Iterable[str]) -> None:
         list(pool.map(act, hosts))
 
 
-def undo(lab: Lab, how: str, hosts: Iterable[str]) -> None:
-    """Give hosts their power or their cable back; nothing else is done for them."""
+def undo(lab: Lab, how: str, hosts: Iterable[str], wait: float = 60) -> None:
+    """Give hosts their power or their cable back; nothing else is done for them.
+
+    Args:
+        wait: seconds for systemd to have tried everything; 0 for not at all.
+    """
+
+    def start(host: str) -> None:
+        lab.start(host, wait=wait)
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lab.start if how == OFF else lab.heal, hosts))
+        list(pool.map(start if how == OFF else lab.heal, hosts))
 
 
 def sigkill(lab: Lab, host: str, unit: str) -> None:

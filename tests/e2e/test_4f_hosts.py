@@ -294,6 +294,52 @@ def test_the_first_member_and_the_holder_of_the_tokens_are_replaced(lab, figure)
     well(lab)
 
 
+def authorities(lab, holder):
+    """The backup that docs/operations/certificates.md has an operator take."""
+    pack = "tar -C /etc/indigo -cf - ca | base64 -w0"
+    return lab.exec(holder, ["sh", "-c", pack], check=True).stdout
+
+
+def put_back(lab, host, backup):
+    """What the same page has an operator do on the successor."""
+    unpack = "mkdir -p -m 0700 /etc/indigo && base64 -d | tar -C /etc/indigo -xpf -"
+    lab.exec(host, ["sh", "-c", unpack], stdin=backup, check=True)
+
+
+def give_authorities(lab, old, new):
+    """Move role ca to another host, with what it holds."""
+    put_back(lab, new, authorities(lab, old))
+    document = declared(lab)
+    document["hosts"][old]["roles"].remove("ca")
+    document["hosts"][new]["roles"].append("ca")
+    lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
+    done = deploy(lab)
+    assert done.code == 0, done.told
+    lab.exec(old, ["rm", "-rf", "/etc/indigo/ca"], check=True)
+
+
+def test_the_host_of_the_authorities_is_replaced_from_its_backup(lab, figure):
+    give_authorities(lab, "salt", "lb3")
+    backup = authorities(lab, "lb3")
+    lab.rebuild("lb3")
+    told = refused(lab, "host=lb3", what="replace")
+    assert "put /etc/indigo/ca from a backup on it" in told
+    put_back(lab, "lb3", backup)
+    code, _, told, seconds = run(lab, "replace", "host=lb3")
+    assert code == 0, told
+    figure(f"the CA host replaced by a new machine: {seconds:.1f} s")
+    # It signs: a new machine gets all its certificates from it.
+    lab.rebuild("node3")
+    code, _, told, seconds = run(lab, "replace", "host=node3")
+    assert code == 0, told
+    figure(f"a node replaced by a new machine: {seconds:.1f} s")
+    well(lab)
+    give_authorities(lab, "lb3", "salt")
+    again = deploy(lab)
+    assert (again.code, again.changes) == (0, {}), again.told
+    well(lab)
+
+
 def test_a_lost_authority_is_never_made_anew(lab):
     move = "mv /etc/indigo/ca /root/ca"
     lab.exec("salt", ["sh", "-c", move], check=True)

@@ -150,6 +150,17 @@ def test_a_changed_file_reloads_where_that_is_enough(host):
     assert host.running(reload=True)["changes"] == {}
 
 
+def test_a_unit_that_has_not_come_up_is_restarted_where_it_could_not_reload(host):
+    host.running(reload=True)
+    host.unit["ActiveState"] = "activating"  # keepalived, say, without a configuration to run
+    assert host.running(reload=True)["changes"] == {}
+    host.config.write_text("two")
+    ret = host.running(reload=True)
+    assert ret["changes"] == {"restarted": [str(host.config)]}
+    assert host.systemd.log[-1] == "restart etcd.service"
+    assert host.unit["ActiveState"] == "active"
+
+
 def test_a_changed_unit_file_restarts_even_where_reload_is_enough_for_files(host):
     host.running(reload=True)
     (host.tmp / "etcd.service").write_text("[Unit]\nDescription=new\n")
