@@ -1,18 +1,29 @@
-"""Scans that hosts of the lab make of each other, and what listens on each.
+"""Scans that hosts of the lab make of each other, what must be found, and what listens on each.
 
-The scanner is plain Python, which every host has: it connects, and does not speak.
+The scanner is plain Python, which every host has: it connects, and does not speak. What is expected
+is the model's own table, for the cluster as it is declared in the lab.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import yaml
+from cluster import kubectl
 from indigo_lab.lab import Lab
+from indigo_lab.topology import MASTER, VIP
+from indigo_model import cluster as model
+from indigo_model import ports
+from indigo_model.cluster import Cluster, Host
 
 OPEN, CLOSED, FILTERED = "open", "closed", "filtered"
+
+#: The port of the service `web` on every node.
+NODE_PORT = 30080
 
 #: Reads {address: [[first, last], ...]} and prints {address: {port: state}} of all that is not
 #: closed. Thousands of connections are under way at once; what does not answer is filtered.
@@ -121,3 +132,128 @@ def counters(lab: Lab, host: str) -> dict[str, int]:
                 comment = rule.get("comment", "")
                 found[comment] = found.get(comment, 0) + part["counter"]["packets"]
     return found
+
+
+def declared(lab: Lab) -> Cluster:
+    """The cluster as it is declared now."""
+    return model.parse(yaml.safe_load(lab.cluster_file.read_bytes()))
+
+
+def listening(cluster: Cluster, host: Host) -> set[tuple[str, int]]:
+    """Addresses and ports, as others reach them, at which a host answers with TCP."""
+    found = set()
+    for row in ports.of_host(cluster, host):
+        if row.protocol == "tcp" and row.at != ports.LOOPBACK and row.always:
+            # kube-proxy answers for the ports of the services that there are.
+            port = NODE_PORT if "-" in row.port else int(row.port)
+            where = host.address if row.at == ports.EVERY else ports.address(cluster, host, row)
+            found.add((where, port))
+    if host.address == MASTER:
+        found |= {(host.address, int(row.port)) for row in ports.SALT}
+    return found
+
+
+def interesting(cluster: Cluster) -> list[int]:
+    """Every port of the table, also those of loopback."""
+    rows = [row for host in cluster.hosts.values() for row in ports.of_host(cluster, host)]
+    rows += ports.SALT
+    return sorted({int(row.port) for row in rows if row.port.isdigit()} | {NODE_PORT})
+
+
+def expected(cluster: Cluster) -> dict[str, Found]:
+    """By the host that scans, what it must find of every other host and the virtual address."""
+    everywhere = {
+        id_: [port for where, port in listening(cluster, host) if where == host.address]
+        for id_, host in cluster.hosts.items()
+    }
+    result = {}
+    for id_, scanner in cluster.hosts.items():
+        found = {VIP: {cluster.vip.port: OPEN}}
+        for other, host in cluster.hosts.items():
+            if other == id_:
+                continue
+            states = dict.fromkeys(everywhere[other], OPEN)
+            for guard in ports.view(cluster, host)["firewall"].get("guards", []):
+                if guard["protocol"] != "tcp":
+                    continue
+                networks = [ipaddress.ip_network(one) for one in guard["sources"]]
+                if not any(ipaddress.ip_address(scanner.address) in one for one in networks):
+                    states[int(guard["port"])] = FILTERED
+            found[host.address] = states
+        result[id_] = found
+    return result
+
+
+def differences(found: Mapping[str, Found], wanted: Mapping[str, Found]) -> str:
+    """What scans found and should not have, and the other way round, a line each."""
+    lines = []
+    for scanner, addresses in wanted.items():
+        for address, states in addresses.items():
+            seen = found[scanner][address]
+            lines += [
+                f"{scanner} -> {address}:{port}: {seen.get(port, 'closed')}, "
+                f"expected {states.get(port, 'closed')}"
+                for port in sorted(seen.keys() | states.keys())
+                if seen.get(port) != states.get(port)
+            ]
+    return "\n".join(lines)
+
+
+def everyone_scans(lab: Lab, cluster: Cluster, shut: str = "") -> str:
+    """Every host scans every other one and the virtual address at the table's ports.
+
+    Args:
+        lab: The lab.
+        cluster: As it is declared.
+        shut: The error with which the site's own firewall refuses what nothing listens on.
+    """
+    spans = [(port, port) for port in interesting(cluster)]
+    wanted = expected(cluster)
+    # The virtual address is another host's too, with all that listens there on every address.
+    at_vip = [(cluster.vip.port, cluster.vip.port)]
+    asked = {
+        scanner: {address: at_vip if address == VIP else spans for address in addresses}
+        for scanner, addresses in wanted.items()
+    }
+    found = {
+        scanner: {
+            address: {port: state for port, state in seen.items() if state != shut}
+            for address, seen in addresses.items()
+        }
+        for scanner, addresses in scans(lab, asked).items()
+    }
+    return differences(found, wanted)
+
+
+# Each node asks the service at its address and at every node's port, and the API's own service.
+_ASK = """
+import sys, socket, urllib.request
+for url in sys.argv[1:]:
+    try:
+        assert urllib.request.urlopen(url, timeout=3).read().startswith(b"web-")
+    except (OSError, AssertionError) as err:
+        print(url, repr(err))
+try:
+    socket.create_connection(("10.96.0.1", 443), 3).close()
+except OSError as err:
+    print("the API's service", repr(err))
+"""
+
+
+def served(lab: Lab) -> list[str]:
+    """What nodes do not get from pods, through services and node ports, on whichever node."""
+    service = kubectl(lab, "get", "service", "web")["spec"]["clusterIP"]
+    nodes = lab.with_role("node")
+    urls = [f"http://{service}/"] + [f"http://{host.address}:{NODE_PORT}/" for host in nodes]
+    wrong = []
+    for host in nodes:
+        done = lab.exec(host.name, ["python3", "-c", _ASK, *urls], timeout=60)
+        wrong += [f"{host.name}: {line}" for line in (done.stdout + done.stderr).splitlines()]
+    for pod in kubectl(lab, "get", "pods", "-l", "app=web")["items"]:
+        name = pod["metadata"]["name"]
+        # From a pod to the service, over the API server and kubelet of its node.
+        ask = f"timeout 5 wget -qO- http://{service}/"
+        done = lab.kubectl("exec", name, "--", "sh", "-c", ask, timeout=30)
+        if not done.stdout.startswith("web-"):
+            wrong.append(f"{name}: {done.stdout} {done.stderr}")
+    return wrong

@@ -5,99 +5,31 @@ What is expected is the model's own table, for the cluster as it is declared in 
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import time
 
 import pytest
 import yaml
-from cluster import WEB, changes, deploy, kubectl, on_all, status, until, well
+from cluster import WEB, changes, deploy, on_all, status, until, well
 from indigo_lab.topology import MASTER, VIP
-from indigo_model import cluster as model
 from indigo_model import ports
-from scan import FILTERED, OPEN, counters, scan, scans, sockets
+from scan import (
+    FILTERED,
+    NODE_PORT,
+    OPEN,
+    counters,
+    declared,
+    differences,
+    everyone_scans,
+    expected,
+    scan,
+    scans,
+    served,
+    sockets,
+)
 
 PROFILE = "ha"
 EVERY = (1, 65535)
-NODE_PORT = 30080
-
-
-def declared(lab):
-    """The cluster as it is declared now."""
-    return model.parse(yaml.safe_load(lab.cluster_file.read_bytes()))
-
-
-def listening(cluster, host):
-    """Addresses and ports, as others reach them, at which a host answers with TCP."""
-    found = set()
-    for row in ports.of_host(cluster, host):
-        if row.protocol == "tcp" and row.at != ports.LOOPBACK and row.always:
-            # kube-proxy answers for the ports of the services that there are.
-            port = NODE_PORT if "-" in row.port else int(row.port)
-            where = host.address if row.at == ports.EVERY else ports.address(cluster, host, row)
-            found.add((where, port))
-    if host.address == MASTER:
-        found |= {(host.address, int(row.port)) for row in ports.SALT}
-    return found
-
-
-def interesting(cluster):
-    """Every port of the table, also those of loopback."""
-    rows = [row for host in cluster.hosts.values() for row in ports.of_host(cluster, host)]
-    rows += ports.SALT
-    return sorted({int(row.port) for row in rows if row.port.isdigit()} | {NODE_PORT})
-
-
-def expected(cluster):
-    """By the host that scans, what it must find of every other host and the virtual address."""
-    everywhere = {
-        id_: [port for where, port in listening(cluster, host) if where == host.address]
-        for id_, host in cluster.hosts.items()
-    }
-    result = {}
-    for id_, scanner in cluster.hosts.items():
-        found = {VIP: {cluster.vip.port: OPEN}}
-        for other, host in cluster.hosts.items():
-            if other == id_:
-                continue
-            states = dict.fromkeys(everywhere[other], OPEN)
-            for guard in ports.view(cluster, host)["firewall"].get("guards", []):
-                if guard["protocol"] != "tcp":
-                    continue
-                networks = [ipaddress.ip_network(one) for one in guard["sources"]]
-                if not any(ipaddress.ip_address(scanner.address) in one for one in networks):
-                    states[int(guard["port"])] = FILTERED
-            found[host.address] = states
-        result[id_] = found
-    return result
-
-
-def differences(found, wanted):
-    """What scans found and should not have, and the other way round, a line each."""
-    lines = []
-    for scanner, addresses in wanted.items():
-        for address, states in addresses.items():
-            seen = found[scanner][address]
-            lines += [
-                f"{scanner} -> {address}:{port}: {seen.get(port, 'closed')}, "
-                f"expected {states.get(port, 'closed')}"
-                for port in sorted(seen.keys() | states.keys())
-                if seen.get(port) != states.get(port)
-            ]
-    return "\n".join(lines)
-
-
-def everyone_scans(lab, cluster):
-    """Every host scans every other one and the virtual address at the table's ports."""
-    spans = [(port, port) for port in interesting(cluster)]
-    wanted = expected(cluster)
-    # The virtual address is another host's too, with all that listens there on every address.
-    at_vip = [(cluster.vip.port, cluster.vip.port)]
-    asked = {
-        scanner: {address: at_vip if address == VIP else spans for address in addresses}
-        for scanner, addresses in wanted.items()
-    }
-    return differences(scans(lab, asked), wanted)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,40 +39,6 @@ def _web(lab, first_deploy):
     well(lab)
     assert lab.kubectl("apply", "-f", "-", stdin=WEB).returncode == 0
     assert until(lambda: served(lab) == [], 60), served(lab)
-
-
-# Each node asks the service at its address and at every node's port, and the API's own service.
-_ASK = """
-import sys, socket, urllib.request
-for url in sys.argv[1:]:
-    try:
-        assert urllib.request.urlopen(url, timeout=3).read().startswith(b"web-")
-    except (OSError, AssertionError) as err:
-        print(url, repr(err))
-try:
-    socket.create_connection(("10.96.0.1", 443), 3).close()
-except OSError as err:
-    print("the API's service", repr(err))
-"""
-
-
-def served(lab):
-    """What nodes do not get from pods, through services and node ports, on whichever node."""
-    service = kubectl(lab, "get", "service", "web")["spec"]["clusterIP"]
-    nodes = lab.with_role("node")
-    urls = [f"http://{service}/"] + [f"http://{host.address}:{NODE_PORT}/" for host in nodes]
-    wrong = []
-    for host in nodes:
-        done = lab.exec(host.name, ["python3", "-c", _ASK, *urls], timeout=60)
-        wrong += [f"{host.name}: {line}" for line in (done.stdout + done.stderr).splitlines()]
-    for pod in kubectl(lab, "get", "pods", "-l", "app=web")["items"]:
-        name = pod["metadata"]["name"]
-        # From a pod to the service, over the API server and kubelet of its node.
-        ask = f"timeout 5 wget -qO- http://{service}/"
-        done = lab.kubectl("exec", name, "--", "sh", "-c", ask, timeout=30)
-        if not done.stdout.startswith("web-"):
-            wrong.append(f"{name}: {done.stdout} {done.stderr}")
-    return wrong
 
 
 def wanted_sockets(cluster, host):

@@ -307,11 +307,19 @@ def put_back(lab, host, backup):
 
 
 def give_authorities(lab, old, new):
-    """Move role ca to another host, with what it holds."""
+    """Move role ca to another host, with what it holds, as the page says.
+
+    Args:
+        old: Its holder. What has no other role is declared no more.
+        new: Its holder from now on.
+    """
     put_back(lab, new, authorities(lab, old))
     document = declared(lab)
-    document["hosts"][old]["roles"].remove("ca")
-    document["hosts"][new]["roles"].append("ca")
+    hosts = document["hosts"]
+    hosts[old]["roles"].remove("ca")
+    if not hosts[old]["roles"]:
+        del hosts[old]
+    hosts.setdefault(new, {"address": lab.host(new).address, "roles": []})["roles"].append("ca")
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
     done = deploy(lab)
     assert done.code == 0, done.told

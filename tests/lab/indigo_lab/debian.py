@@ -42,8 +42,9 @@ BUILD = {
 }
 # What a cluster host installs from its distribution.
 CLUSTER = ("haproxy", "keepalived", "iptables", "conntrack", "ipset", "socat", "ethtool")
-# What it installs only where the cluster's file asks for it: no prepared host has it.
-OPTIONAL = ("nftables",)
+# What it installs only where the cluster's file asks for it, or the site's own: no prepared host
+# has it.
+OPTIONAL = ("nftables", "firewalld")
 
 
 def release() -> str:
