@@ -42,7 +42,7 @@ test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
 	$(PYTEST) tests/e2e/test_4b_chaos.py
 
-chaos-full: $(VENV)/ready ## all of them, with the slow ones: about half an hour
+chaos-full: $(VENV)/ready ## all of them, with the slow ones: about 20 minutes
 	$(PYTEST) tests/e2e/test_4b_chaos.py -m chaos
 
 lint: $(VENV)/ready ## ruff, pylint for Salt's dunders, salt-lint

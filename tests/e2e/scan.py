@@ -199,13 +199,13 @@ def differences(found: Mapping[str, Found], wanted: Mapping[str, Found]) -> str:
     return "\n".join(lines)
 
 
-def everyone_scans(lab: Lab, cluster: Cluster, shut: str = "") -> str:
+def everyone_scans(lab: Lab, cluster: Cluster, shut: Iterable[str] = ()) -> str:
     """Every host scans every other one and the virtual address at the table's ports.
 
     Args:
         lab: The lab.
         cluster: As it is declared.
-        shut: The error with which the site's own firewall refuses what nothing listens on.
+        shut: How the site's own firewall may answer at ports that the table does not name.
     """
     spans = [(port, port) for port in interesting(cluster)]
     wanted = expected(cluster)
@@ -217,7 +217,11 @@ def everyone_scans(lab: Lab, cluster: Cluster, shut: str = "") -> str:
     }
     found = {
         scanner: {
-            address: {port: state for port, state in seen.items() if state != shut}
+            address: {
+                port: state
+                for port, state in seen.items()
+                if port in wanted[scanner][address] or state not in shut
+            }
             for address, seen in addresses.items()
         }
         for scanner, addresses in scans(lab, asked).items()

@@ -1,6 +1,6 @@
 """Faults on purpose: what breaks, how long clients notice, and that nothing acknowledged is lost.
 
-``make chaos`` runs the cases that are not marked ``chaos_full``, ``make test`` none of them yet;
+``make chaos`` and ``make test`` run the cases that are not marked ``chaos_full``,
 ``make chaos-full`` runs all. Writers, readers and a watch go through the VIP all the while
 (traffic.py), with a connection for each request and with one that is kept. A case ends when the
 cluster is whole by itself. docs/operations/chaos.md has the targets and the figures.
