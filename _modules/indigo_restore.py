@@ -21,7 +21,6 @@ import json
 import os
 import pwd
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -259,7 +258,7 @@ def _position(view: Mapping[str, Any]) -> dict[str, Any]:
     """How far a running member is, also one without a quorum."""
     done = _tool(view, [view["binaries"]["etcdctl"], "--write-out=json", "endpoint", "status"], 20)
     try:
-        said = json.loads(done.stdout)[0]["Status"]
+        said = json.loads(done["stdout"])[0]["Status"]
         return {
             "term": int(said.get("raftTerm", 0)),
             "index": int(said.get("raftAppliedIndex", said.get("raftIndex", 0))),
@@ -271,35 +270,11 @@ def _position(view: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tool(
     view: Mapping[str, Any], command: Sequence[str], timeout: float = PATIENCE
-) -> subprocess.CompletedProcess[str]:
+) -> dict[str, Any]:
     etcd = view["components"]["etcd"]
-    environment = {
-        "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-        "ETCDCTL_API": "3",
-        "ETCDCTL_CACERT": etcd["ca"],
-        "ETCDCTL_CERT": etcd["cert"],
-        "ETCDCTL_KEY": etcd["key"],
-        "ETCDCTL_ENDPOINTS": etcd["url"],
-        "ETCDCTL_DIAL_TIMEOUT": "2s",
-    }
-    try:
-        return subprocess.run(
-            list(command),
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandExecutionError(f"{command[0]} failed: {error}") from error
-
-
-def _last(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("Error", "panic"))] or lines[-1:]
-    return told[0][:300] if told else f"exit {done.returncode}"
+    environment = __salt__["indigo_tool.environment"](etcd, etcd["url"])
+    environment.pop("GOMAXPROCS")  # nothing is to be spared while all wait for the restore
+    return __salt__["indigo_tool.run"](command, environment, timeout)
 
 
 # --- the steps --------------------------------------------------------------------------------
@@ -360,9 +335,9 @@ def _restore(id_: str, backup: str, cluster: str) -> dict[str, Any]:
             _restorer(view), snapshot, str(building), etcd["name"], members, token, bump
         ),
     )
-    if done.returncode:
+    if done["retcode"]:
         shutil.rmtree(building, ignore_errors=True)
-        raise CommandExecutionError(f"{backup} cannot be restored here: {_last(done)}")
+        raise CommandExecutionError(f"{backup} cannot be restored here: {done['told']}")
     _give(building, etcd["user"])
     if (data / "member").exists():
         if (aside / "member").exists():
@@ -407,7 +382,7 @@ def _restorer(view: Mapping[str, Any]) -> str:
 
 def _help(view: Mapping[str, Any]) -> str:
     done = _tool(view, [_restorer(view), "snapshot", "restore", "--help"], 20)
-    return done.stdout + done.stderr
+    return done["stdout"] + done["stderr"]
 
 
 def _give(folder: Path, user: str) -> None:
@@ -547,9 +522,9 @@ def position() -> dict[str, Any]:
     database = Path(etcd["data"], "member", "snap", "db")
     done = _tool(view, [_restorer(view), "--write-out=json", "snapshot", "status", str(database)])
     try:
-        revision = int(json.loads(done.stdout)["revision"])
+        revision = int(json.loads(done["stdout"])["revision"])
     except (ValueError, KeyError, TypeError):
-        raise CommandExecutionError(f"{database} cannot be read: {_last(done)}") from None
+        raise CommandExecutionError(f"{database} cannot be read: {done['told']}") from None
     return {"data": True, "revision": revision, "source": "disk"}
 
 

@@ -17,7 +17,6 @@ so it shows whether two hosts hold the same secret and nothing about the secret.
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import csv
 import fcntl
@@ -31,17 +30,14 @@ import pwd
 import re
 import secrets
 import stat
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
 
 try:
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import padding, rsa
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
 
     HAS_CRYPTOGRAPHY = True
 except ImportError:
@@ -287,56 +283,23 @@ def _parse_set(text: bytes, path: str) -> dict[str, Any]:
     return document
 
 
-# --- Sealing: pure functions over bytes -------------------------------------------------------
-
-
-def _oaep() -> padding.OAEP:
-    return padding.OAEP(mgf=padding.MGF1(hashes.SHA256()), algorithm=hashes.SHA256(), label=None)
+# --- Sealing ----------------------------------------------------------------------------------
 
 
 def _seal(header: Mapping[str, Any], payload: Any, public_key: str) -> dict[str, Any]:
     """Encrypt ``payload`` for one host; ``header`` stays readable but cannot be changed."""
-    recipient = header["recipient"]
-    try:
-        public = serialization.load_pem_public_key(public_key.encode())
-    except (ValueError, TypeError):
-        raise CommandExecutionError(
-            f"{recipient}: its Salt public key is no PEM public key; delete and accept the "
-            "minion's key again (salt-key)"
-        ) from None
-    if not isinstance(public, rsa.RSAPublicKey) or public.key_size < 2048:
-        raise CommandExecutionError(
-            f"{recipient}: its Salt public key is not RSA with 2048 bits or more; make the "
-            "minion a new key (keysize in its configuration) and accept it"
-        )
-    key, nonce = AESGCM.generate_key(bit_length=256), secrets.token_bytes(12)
-    text = zlib.compress(_canonical(payload))
-    return {
-        "header": dict(header),
-        "key": base64.b64encode(public.encrypt(key, _oaep())).decode(),
-        "nonce": base64.b64encode(nonce).decode(),
-        "data": base64.b64encode(AESGCM(key).encrypt(nonce, text, _canonical(header))).decode(),
-    }
+    whose = f"{header['recipient']}: its Salt public key"
+    remedy = "delete and accept the minion's key again (salt-key; keysize in its configuration)"
+    return __salt__["indigo_seal.seal"](header, payload, public_key, whose, remedy)
 
 
 def _unseal(sealed: Mapping[str, Any], private_key: bytes) -> Any:
     """Decrypt what :func:`_seal` made; raises when key, header or data are not the right ones."""
-    try:
-        private = serialization.load_pem_private_key(private_key, password=None)
-        if not isinstance(private, rsa.RSAPrivateKey):
-            raise ValueError("not an RSA key")
-        key = private.decrypt(base64.b64decode(sealed["key"], validate=True), _oaep())
-        text = AESGCM(key).decrypt(
-            base64.b64decode(sealed["nonce"], validate=True),
-            base64.b64decode(sealed["data"], validate=True),
-            _canonical(sealed["header"]),
-        )
-        return json.loads(zlib.decompress(text))
-    except (InvalidTag, ValueError, KeyError, TypeError, AttributeError, binascii.Error):
-        raise CommandExecutionError(
-            "the sealed tokens do not open: they were changed on their way or sealed for "
-            "another key; if this minion has a new key, accept it on the Salt master and " + DEPLOY
-        ) from None
+    problem = (
+        "the sealed tokens do not open: they were changed on their way or sealed for another key; "
+        f"if this minion has a new key, accept it on the Salt master and {DEPLOY}"
+    )
+    return __salt__["indigo_seal.unseal"](sealed, private_key, problem)
 
 
 # --- Files ------------------------------------------------------------------------------------

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -110,33 +108,13 @@ def _settings() -> Mapping[str, Any]:
 def _etcdctl(
     settings: Mapping[str, Any], endpoints: Iterable[str], *arguments: str, answer: bool = True
 ) -> Any:
-    etcd = settings["etcd"]
-    environment = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "ETCDCTL_API": "3",
-        "ETCDCTL_CACERT": etcd["ca"],
-        "ETCDCTL_CERT": etcd["cert"],
-        "ETCDCTL_KEY": etcd["key"],
-        "ETCDCTL_ENDPOINTS": ",".join(endpoints),
-        "ETCDCTL_DIAL_TIMEOUT": "2s",
-    }
+    environment = __salt__["indigo_tool.environment"](settings["etcd"], ",".join(endpoints))
     command = [settings["etcdctl"], f"--command-timeout={PATIENCE}s", *arguments]
-    try:
-        done = subprocess.run(
-            [*command, *(["--write-out=json"] if answer else [])],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE + 30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandExecutionError(f"etcdctl {arguments[0]} failed: {error}") from error
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise CommandExecutionError(f"etcdctl {' '.join(arguments[:2])}: {lines[-1:]}")
-    return json.loads(done.stdout or "null") if answer else done.stdout
+    command += ["--write-out=json"] if answer else []
+    done = __salt__["indigo_tool.run"](command, environment, PATIENCE + 30)
+    if done["retcode"]:
+        raise CommandExecutionError(f"etcdctl {' '.join(arguments[:2])}: {done['told']}")
+    return json.loads(done["stdout"] or "null") if answer else done["stdout"]
 
 
 def run(force: bool = False) -> dict[str, Any]:

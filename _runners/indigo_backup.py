@@ -285,9 +285,16 @@ def hand_over(name: str, source: str, kind: str, receiver: str, key: str) -> dic
     sealed = _ask([source], "indigo_backup.sealed", name=name).get(source)
     if not isinstance(sealed, Mapping) or kind not in sealed:
         raise CommandExecutionError(f"{source}: the set {name} has no sealed {kind}: {sealed}")
-    payload = modules["indigo_backup.unseal"](sealed[kind], private)
+    problem = (
+        "the sealed secrets do not open with this private key: they are for another key, or were "
+        "changed; give the key whose public half was backup.recipient at that time"
+    )
+    payload = modules["indigo_seal.unseal"](sealed[kind], private, problem)
     header = {**sealed[kind]["header"], "recipient": receiver}
-    again = modules["indigo_backup.seal"](header, payload, _public_key(receiver))
+    again = modules["indigo_seal.seal"](
+        header, payload, _public_key(receiver), f"{receiver}: its Salt public key",
+        f"accept its key again (salt-key -a {receiver})",
+    )  # fmt: skip
     said = _ask([receiver], "indigo_backup.take", sealed=again).get(receiver)
     if not isinstance(said, Mapping):
         raise CommandExecutionError(f"{receiver}: {said or 'no answer'}")

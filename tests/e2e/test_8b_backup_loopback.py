@@ -70,6 +70,7 @@ def host(members: Members, programs: dict[str, str], tmp_path: Path) -> Iterator
     """The first member's host."""
     backup = load("_modules", "indigo_backup")
     rolling, health = load("_modules", "indigo_rolling"), load("_modules", "indigo_health")
+    tool = load("_modules", "indigo_tool")
     own = members.settings(who="etcd1")
     view = {
         "id": "etcd1",
@@ -106,12 +107,14 @@ def host(members: Members, programs: dict[str, str], tmp_path: Path) -> Iterator
         "indigo_rolling.lock": rolling.lock,
         "indigo_health.check": health.check,
         "event.send": lambda tag, _data: events.append(tag),
+        "indigo_tool.run": tool.run,
+        "indigo_tool.environment": tool.environment,
     }
     running: list[subprocess.Popen[bytes]] = []
 
-    def confined(command, scratch, size, wait):
+    def confined(command, scratch, size, wait, environment=None):
         if wait:
-            return backup._run(command, {"ETCDCTL_API": "3"})
+            return tool.run(command, {"ETCDCTL_API": "3", **(environment or {})})
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         running.append(process)
         url = next(w for w in command if "listen-client" in w).partition("=")[2]
@@ -119,9 +122,9 @@ def host(members: Members, programs: dict[str, str], tmp_path: Path) -> Iterator
         end = time.monotonic() + 20
         while not health.check(f"{url}/health", expect='"true"', **tls)["ok"]:
             if process.poll() is not None or time.monotonic() > end:
-                return subprocess.CompletedProcess(command, 1, "", "it ended")
+                return {"retcode": 1, "stdout": "", "stderr": "", "told": "it ended"}
             time.sleep(0.1)
-        return subprocess.CompletedProcess(command, 0, "", "")
+        return {"retcode": 0, "stdout": "", "stderr": "", "told": ""}
 
     def end_proof():
         while running:
@@ -161,8 +164,8 @@ def test_a_byte_that_flips_before_the_proof_is_caught(host, where):
     put(host, 60)
     genuine = host.backup._snapshot
 
-    def damaged(settings, path):
-        found = genuine(settings, path)
+    def damaged(settings, path, size, quick):
+        found = genuine(settings, path, size, quick)
         with path.open("r+b") as file:
             file.seek(int(path.stat().st_size * where))
             byte = file.read(1)

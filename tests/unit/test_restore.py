@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -199,11 +198,12 @@ def member(tmp_path):
     def tool(_view, command, timeout=0):
         commands.append(command)
         if "--help" in command:
-            return subprocess.CompletedProcess(command, 0, "", "")
+            return {"retcode": 0, "stdout": "", "stderr": "", "told": ""}
         folder = next(w for w in command if w.startswith("--data-dir=")).partition("=")[2]
         Path(folder, "member").mkdir(parents=True)
         Path(folder, "member", "new").write_text("new")
-        return subprocess.CompletedProcess(command, int(fail["restore"]), "", "Error: no\n")
+        said = "Error: no"
+        return {"retcode": int(fail["restore"]), "stdout": "", "stderr": said, "told": said}
 
     module._tool = tool
     return SimpleNamespace(

@@ -39,6 +39,7 @@ CLUSTER = Cluster(
     pods="10.244.0.0/16",
 )
 IDENTITIES = model.identities(CLUSTER)
+SEAL = load("_modules", "indigo_seal")
 
 
 def key(size: int = 2048) -> tuple[bytes, str]:
@@ -80,6 +81,7 @@ class Hosts:
             module = load("_modules", "indigo_tokens")
             module.__opts__ = {"id": id_, "pki_dir": str(folder / "pki")}
             module.__pillar__ = {"indigo": {"cluster": {"name": "lab"}, **view}}
+            module.__salt__ = {"indigo_seal.seal": SEAL.seal, "indigo_seal.unseal": SEAL.unseal}
             self.adopt(module)
             self.modules[id_] = module
 
