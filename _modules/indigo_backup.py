@@ -440,7 +440,8 @@ def run(force: bool = False) -> dict[str, Any]:
 
     Returns:
         ``made`` (name of the new set, or None), ``why`` where none was made, and of a new one
-        ``bytes``, ``revision``, ``keys``, ``seconds`` and ``copies`` (host to ``ok`` or a problem).
+        ``bytes``, ``revision``, ``keys`` and ``seconds`` (by step); ``copies`` (place to ``ok`` or
+        a problem) and ``copying``, the seconds that those took.
 
     Raises:
         CommandExecutionError: It failed; the reason is told as the event ``indigo/backup/failed``
@@ -469,7 +470,9 @@ def run(force: bool = False) -> dict[str, Any]:
     # Outside: another host that has a set for this one at the same time must not wait for it.
     own = [one for one in sets(settings["folder"]) if one["host"] == settings["id"]][:1]
     if own and (result["made"] or _lacks_copies(settings, own[0])):
+        begun = time.monotonic()
         result["copies"] = _copies(settings, Path(own[0]["path"]), own[0])
+        result["copying"] = round(time.monotonic() - begun, 1)
     if result["made"]:
         _event("made", result)
     return result

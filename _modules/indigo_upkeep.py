@@ -109,9 +109,11 @@ def _etcdctl(
     settings: Mapping[str, Any], endpoints: Iterable[str], *arguments: str, answer: bool = True
 ) -> Any:
     environment = __salt__["indigo_tool.environment"](settings["etcd"], ",".join(endpoints))
-    command = [settings["etcdctl"], f"--command-timeout={PATIENCE}s", *arguments]
+    # As long as that etcdctl waits for a member that is down, too.
+    timeout = PATIENCE if arguments[0] in ("defrag", "compact") else 10
+    command = [settings["etcdctl"], f"--command-timeout={timeout}s", *arguments]
     command += ["--write-out=json"] if answer else []
-    done = __salt__["indigo_tool.run"](command, environment, PATIENCE + 30)
+    done = __salt__["indigo_tool.run"](command, environment, timeout + 30)
     if done["retcode"]:
         raise CommandExecutionError(f"etcdctl {' '.join(arguments[:2])}: {done['told']}")
     return json.loads(done["stdout"] or "null") if answer else done["stdout"]
@@ -161,7 +163,8 @@ def run(force: bool = False) -> dict[str, Any]:
         if full:
             # It may have been compacted that far already.
             with contextlib.suppress(CommandExecutionError):
-                _etcdctl(settings, [etcd["url"]], "compact", str(_revision(settings)), answer=False)
+                words = ("compact", "--physical", str(_revision(settings)))
+                _etcdctl(settings, [etcd["url"]], *words, answer=False)
         for url in _wanted(settings, urls, full or force):
             silent = [one for one in urls if not _serves(settings, one)]
             if silent and len(urls) > 1:

@@ -5,11 +5,9 @@ Both on the profile compact: three hosts that share all roles, and one machine's
 
 from __future__ import annotations
 
-import calendar
 import json
 import statistics
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +23,10 @@ TLS = "--cacert=/etc/etcd/pki/ca.crt --cert=/etc/etcd/pki/member.crt --key=/etc/
 OBJECTS = 10_000
 
 #: Backups under load, and as many stretches of the same length without one.
-ROUNDS = 6
+ROUNDS = 8
+
+#: Seconds between two stretches that count for neither.
+GAP = 1.0
 
 # Writes to etcd with several connections until its input ends; a line a write: when it began, in
 # seconds of the epoch, and what it took, in milliseconds.
@@ -53,6 +54,18 @@ over.set()
 [t.join() for t in threads]
 for begun, took in rows:
     print(f"{begun:.3f} {took:.3f}")
+"""
+
+# On the Salt master: for each line, a host, a job of the host that makes a backup, as the schedule
+# does; no program starts for it. Prints when it began and ended, and what the host said.
+_ASK = r"""
+import json, sys, time
+import salt.client
+client = salt.client.LocalClient("/etc/salt/master")
+for line in sys.stdin:
+    begun = time.time()
+    said = client.cmd(line.strip(), "indigo_backup.run", kwarg={"force": True}, timeout=300)
+    print(json.dumps([begun, time.time(), said.get(line.strip())]), flush=True)
 """
 
 # Writes ConfigMaps through the VIP; prints how many were acknowledged.
@@ -112,48 +125,83 @@ def p99(values: list[float]) -> float:
     return round(statistics.quantiles(values, n=100, method="inclusive")[98], 3)
 
 
-def latencies(lab: Lab) -> tuple[list[float], list[float], int]:
-    """Milliseconds of writes beside backups, and without; and how many were written in all.
+def _piped(host: str, program: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        ["podman", "exec", "-i", engine.container(host), *program],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
 
-    Stretches with and without take turns, so that what changes on the machine hits both.
+
+def latencies(lab: Lab) -> tuple[list[list[float]], list[list[float]], dict[str, list[float]]]:
+    """Milliseconds of writes beside backups, and without, by round.
+
+    Stretches with and without take turns, and turns about which comes first, so that what changes
+    on the machine hits both. A stretch with one begins with the job of Salt and ends with its
+    answer: the copies on the other hosts are made by then.
+
+    Returns:
+        Beside, without, and of those beside, by the step of the backup.
     """
     leader = _leader(lab)
     maker = next(host for host in ("host1", "host2", "host3") if host != leader)
-    rows: list[tuple[float, float]] = []
-    spans: list[tuple[float, float]] = []
-    stop, ended = threading.Event(), threading.Event()
+    writer = _piped(leader, ["python3", "-c", _LOAD])
+    asker = _piped("salt", ["/opt/salt/bin/python3", "-c", _ASK])
+    assert asker.stdin and asker.stdout and writer.stdin and writer.stdout
 
-    def load() -> None:
-        process = subprocess.Popen(
-            ["podman", "exec", "-i", engine.container(leader), "python3", "-c", _LOAD],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        stop.wait()
-        out, _ = process.communicate("", timeout=120)
-        rows.extend(tuple(map(float, line.split())) for line in out.splitlines())  # type: ignore[misc]
-        ended.set()
+    def backup() -> tuple[float, float, dict[str, Any]]:
+        assert asker.stdin and asker.stdout
+        asker.stdin.write(f"{maker}\n")
+        asker.stdin.flush()
+        begun, end, said = json.loads(asker.stdout.readline())
+        if not isinstance(said, dict) or not said.get("made"):
+            raise SystemExit(f"no backup was made: {said}")
+        if set(said["copies"].values()) != {"ok"}:
+            raise SystemExit(f"a copy was not made: {said['copies']}")
+        return begun, end, said
 
-    threading.Thread(target=load, daemon=True).start()
+    def rest(length: float) -> tuple[float, float]:
+        begun = time.time()
+        time.sleep(length)
+        return begun, time.time()
+
     time.sleep(3)
-    for _ in range(ROUNDS):
-        started = time.monotonic()
-        made = _run(lab, "indigo_backup.run", maker)
-        # The host's own work, and the copies after it; not the start of the command.
-        begun = calendar.timegm(time.strptime(made["made"][:16], "%Y%m%dT%H%M%SZ"))
-        spans.append((begun, begun + 1 + made["seconds"]["total"]))
-        # As long without one, but with what Salt does for a command.
-        took = time.monotonic() - started
-        started = time.monotonic()
-        _run(lab, "indigo_backup.list")
-        time.sleep(max(0.0, took - (time.monotonic() - started)))
-    stop.set()
-    ended.wait(150)
-    beside = [took for when, took in rows if any(a <= when <= b for a, b in spans)]
-    first = spans[0][0]
-    apart = [
-        took for when, took in rows if when >= first and not any(a <= when <= b for a, b in spans)
-    ]
-    return beside, apart, len(rows)
+    _, _, said = backup()  # the first loads what the others find loaded, and says how long one is
+    length = said["seconds"]["total"] + 2
+    spans: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    steps: dict[str, list[tuple[float, float]]] = {}
+    for number in range(ROUNDS):
+        time.sleep(GAP)
+        if number % 2:
+            apart = rest(length)
+            time.sleep(GAP)
+        begun, end, said = backup()
+        length = end - begun
+        if not number % 2:
+            time.sleep(GAP)
+            apart = rest(length)
+        spans.append(((begun, end), apart))
+        made = dict(said["seconds"])
+        total = made.pop("total")
+        moment = end - said["copying"] - total
+        steps.setdefault("start", []).append((begun, moment))
+        for step, took in made.items():
+            steps.setdefault(step, []).append((moment, moment + took))
+            moment += took
+        steps.setdefault("copies", []).append((end - said["copying"], end))
+    writer.stdin.close()
+    asker.stdin.close()
+    rows: list[tuple[float, float]] = [tuple(map(float, line.split())) for line in writer.stdout]  # type: ignore[misc]
+    writer.wait(60)
+    asker.wait(60)
+
+    def within(*those: tuple[float, float]) -> list[float]:
+        return [took for when, took in rows if any(a <= when <= b for a, b in those)]
+
+    return (
+        [within(one) for one, _ in spans],
+        [within(one) for _, one in spans],
+        {step: within(*those) for step, those in steps.items()},
+    )
 
 
 # By hand ------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from indigo_lab import artifacts, debian
 from indigo_lab.base import cache
+from support import load
 
 
 def etcd_program(folder: Path) -> Path:
@@ -49,6 +50,34 @@ def etcd_program(folder: Path) -> Path:
             shutil.copyfileobj(stream, file)
     (folder / "etcd").chmod(0o755)
     return folder / "etcd"
+
+
+#: Suites of Debian whose etcd can be had: 3.4 is the lab's own, 3.5 comes with etcdutl.
+SUITES = ("bookworm", "trixie")
+
+
+def etcd_programs(folder: Path, suite: str) -> dict[str, str]:
+    """Paths of the programs of etcd that a suite of Debian has, by name: those of its archive."""
+    programs = ("etcd", "etcdctl", "etcdutl")
+    if suite != debian.release():
+        return {name: str(artifacts.etcd_of(suite) / name) for name in programs}
+    found = {"etcd": str(etcd_program(folder))}
+    given = os.environ.get("INDIGO_ETCD")
+    tools = Path(given).parent if given else cache(f"packages-{suite}", "etcd-client/usr/bin")
+    found |= {name: str(tools / name) for name in programs[1:] if (tools / name).is_file()}
+    return found
+
+
+def await_serving(members: Members) -> None:
+    """Wait until every member says that it is healthy."""
+    check = load("_modules", "indigo_health").check
+    end = time.monotonic() + 60
+    while not all(
+        check(f"{members.url(name)}/health", **members.tier(name)["check"])["ok"]
+        for name in members.NAMES
+    ):
+        assert time.monotonic() < end, "etcd does not come up"
+        time.sleep(0.1)
 
 
 def free_port() -> int:

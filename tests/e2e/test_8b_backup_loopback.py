@@ -6,18 +6,14 @@ runs here without one.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from indigo_lab import artifacts, debian
-from indigo_lab.base import cache
-from loopback import Members, etcd_program
+from loopback import SUITES, Members, await_serving, etcd_programs
 from support import load
 
 NAMES = Members.NAMES
@@ -29,23 +25,12 @@ def stage() -> SimpleNamespace:
     return SimpleNamespace(broken=None)
 
 
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The lab's own etcd and the tools that come with it."""
-    folder = tmp_path_factory.mktemp("etcd")
-    found = {"etcd": str(etcd_program(folder))}
-    pattern = artifacts.UPSTREAM["etcd"].format(version="*", arch=debian.architecture())
-    newest = max(cache("www").glob(pattern), key=lambda path: path.stat().st_mtime)
-    with tarfile.open(newest) as archive:
-        for member in archive.getmembers():
-            name = member.name.rsplit("/", 1)[-1]
-            stream = archive.extractfile(member) if name in ("etcdctl", "etcdutl") else None
-            if stream is not None:
-                with (folder / name).open("wb") as file:
-                    shutil.copyfileobj(stream, file)
-                (folder / name).chmod(0o755)
-                found[name] = str(folder / name)
-    return found
+@pytest.fixture(scope="module", params=SUITES)
+def programs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """etcd and the tools that come with it, of each release that can be had."""
+    return etcd_programs(tmp_path_factory.mktemp("etcd"), request.param)
 
 
 @pytest.fixture
@@ -53,13 +38,7 @@ def members(tmp_path: Path, programs: dict[str, str]) -> Iterator[Members]:
     found = Members(tmp_path, Path(programs["etcd"]))
     found.start()
     try:
-        check = load("_modules", "indigo_health").check
-        end = time.monotonic() + 30
-        while not all(
-            check(f"{found.url(name)}/health", **found.tier(name)["check"])["ok"] for name in NAMES
-        ):
-            assert time.monotonic() < end, "etcd does not come up"
-            time.sleep(0.1)
+        await_serving(found)
         yield found
     finally:
         found.stop()

@@ -174,6 +174,29 @@ def _unpacked() -> Path:
     return target
 
 
+def etcd_of(suite: str) -> Path:
+    """A folder with the etcd, etcdctl and etcdutl of another suite of Debian, as `--etcd` takes it.
+
+    trixie has 3.5; they run on bookworm as they are.
+    """
+    target = cache(f"etcd-{suite}")
+    if target.is_dir():
+        return target
+    say(f"artifacts: download etcd of Debian {suite}")
+    apt = debian.Apt(suite=suite)
+    apt.update()
+    work = target.with_name(target.name + ".new")
+    remove_tree(work)
+    work.mkdir()
+    for name, package in apt.single(["etcd-server", "etcd-client"]).items():
+        unpacked = debian.unpack(package, work.with_name(f"{work.name}-{name}"))
+        for program in (unpacked / "usr/bin").iterdir():
+            program.rename(work / program.name)
+        remove_tree(unpacked)
+    work.rename(target)
+    return target
+
+
 def _archive(
     docroot: Docroot, name: str, version: str, members: dict[str, archives.Source | str]
 ) -> None:

@@ -154,16 +154,30 @@ def machine_sources() -> list[str]:
     return found
 
 
+def of_suite(lines: Iterable[str], suite: str) -> list[str]:
+    """The same mirrors, for another suite of Debian.
+
+    >>> of_suite(["[signed-by=/k] http://m/debian bookworm main", "http://m/s bookworm-security x"],
+    ...          "trixie")
+    ['[signed-by=/k] http://m/debian trixie main']
+    """
+    found = [re.sub(rf"(?<=\s){release()}(?=\s)", suite, line) for line in lines]
+    return [new for old, new in zip(lines, found, strict=True) if new != old]
+
+
 class Apt:
     """apt with its own lists and caches, so that the machine's configuration stays as it is.
 
     Args:
         status: the dpkg status file of the system that packages are wanted for.
+        suite: of Debian, from the mirror of the machine's own; that one where none is named.
     """
 
-    def __init__(self, status: Path | None = None) -> None:
-        self.home = cache("apt")
+    def __init__(self, status: Path | None = None, suite: str | None = None) -> None:
+        self.home = cache("apt" if suite is None else f"apt-{suite}")
         lines = machine_sources()
+        if suite is not None:
+            lines = of_suite(lines, suite)
         write(
             self.home / "etc/sources.list",
             "".join(f"deb {line}\ndeb-src {line}\n" for line in lines),
