@@ -56,8 +56,11 @@ def told(stdout: str, stderr: str, retcode: int) -> str:
     >>> told("", "Error: no such member" + chr(10) + "usage", 1)
     'Error: no such member'
     """
-    lines = [line for line in (stderr + "\n" + stdout).splitlines() if line.strip()]
-    wanted = [line for line in lines if line.startswith(("Error", "panic"))] or lines[-1:]
+    errors, output = (
+        [line for line in text.splitlines() if line.strip()] for text in (stderr, stdout)
+    )
+    named = [line for line in errors + output if line.startswith(("Error", "panic"))]
+    wanted = named or errors[-1:] or output[-1:]
     return wanted[0][:300] if wanted else f"exit {retcode}"
 
 

@@ -166,12 +166,7 @@ def run(force: bool = False) -> dict[str, Any]:
                 words = ("compact", "--physical", str(_revision(settings)))
                 _etcdctl(settings, [etcd["url"]], *words, answer=False)
         for url in _wanted(settings, urls, full or force):
-            silent = [one for one in urls if not _serves(settings, one)]
-            if silent and len(urls) > 1:
-                raise CommandExecutionError(
-                    f"{', '.join(silent)} does not serve: no other member may stop for its "
-                    "defragmentation. See salt-run indigo.status"
-                )
+            _statuses(settings, urls)
             before = _size(settings, url)
             _etcdctl(settings, [url], "defrag", answer=False)
             _await(settings, url)
@@ -217,8 +212,24 @@ def _full(settings: Mapping[str, Any]) -> bool:
 
 
 def _wanted(settings: Mapping[str, Any], urls: Iterable[str], all_: bool) -> list[str]:
-    found = _etcdctl(settings, urls, "endpoint", "status") or []
-    return order(found, settings["share"], settings["least"], all_)
+    return order(_statuses(settings, urls), settings["share"], settings["least"], all_)
+
+
+def _statuses(settings: Mapping[str, Any], urls: Iterable[str]) -> list[dict[str, Any]]:
+    """What every member says of itself; raises where one says nothing."""
+    found: list[dict[str, Any]] = []
+    silent = []
+    for url in urls:
+        try:
+            found += _etcdctl(settings, [url], "endpoint", "status") or []
+        except CommandExecutionError:
+            silent.append(url)
+    if silent:
+        raise CommandExecutionError(
+            f"{', '.join(silent)} does not serve: no other member may stop for its "
+            "defragmentation. See salt-run indigo.status"
+        )
+    return found
 
 
 def _size(settings: Mapping[str, Any], url: str) -> int:
