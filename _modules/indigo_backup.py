@@ -34,6 +34,7 @@ import http.server
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import socket
@@ -86,6 +87,9 @@ STEP, REST = 2**19, 4
 
 #: Seconds of such a rest at most, so that what is large is done some time.
 SLOWEST = 0.06
+
+#: Ports of loopback for a proof: below those of outgoing connections and of Kubernetes' Services.
+PORTS = range(23000, 29000)
 
 #: The unit in which a snapshot is started for its proof.
 PROOF = "indigo-backup-proof"
@@ -786,10 +790,9 @@ def prove(path: str) -> dict[str, Any]:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(mode=0o700, parents=True)
     begun = time.monotonic()
-    client, peer = _free_ports(2)
     try:
         said = _snapshot_status(settings, snapshot, scratch, size)
-        name, url = "proof", f"https://127.0.0.1:{peer}"
+        name, url = "proof", "https://127.0.0.1:1"  # nobody is going to join it
         command = [
             settings["etcdutl"], "snapshot", "restore", str(snapshot), f"--name={name}",
             f"--data-dir={scratch}/data", f"--initial-cluster={name}={url}",
@@ -798,10 +801,15 @@ def prove(path: str) -> dict[str, Any]:
         done = confined(command, scratch, size, wait=True)
         if done["retcode"]:
             raise Suspect(f"the snapshot does not restore: {done['told']}")
-        endpoint = f"https://127.0.0.1:{client}"
-        done = confined(_server(settings, name, scratch, endpoint, url), scratch, size, wait=False)
-        if done["retcode"]:
-            raise Suspect(f"the restored snapshot does not start: {done['told']}")
+        for attempt in (1, 2):
+            endpoint, url = (f"https://127.0.0.1:{port}" for port in _free_ports(2))
+            command = _server(settings, name, scratch, endpoint, url)
+            done = confined(command, scratch, size, wait=False)
+            if not done["retcode"]:
+                break
+            # Another may have taken the port meanwhile, and that is no fault of the snapshot.
+            if attempt == 2:
+                raise Suspect(f"the restored snapshot does not start: {done['told']}")
         # At that revision: leases that end meanwhile take keys with them.
         revision = int(said["revision"])
         reached, keys = _all_keys(settings, endpoint, revision)
@@ -953,11 +961,17 @@ def _end_proof() -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+    """Ports of loopback that nobody uses now; of those that no outgoing connection gets."""
+    found: list[int] = []
+    for port in random.sample(PORTS, 200):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise CommandExecutionError(
+        f"no {count} ports between {PORTS[0]} and {PORTS[-1]} are free on loopback for a proof"
+    )
 
 
 def check(name: str) -> dict[str, Any]:

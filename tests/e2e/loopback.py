@@ -11,6 +11,7 @@ import datetime
 import ipaddress
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -81,10 +82,12 @@ def await_serving(members: Members) -> None:
 
 
 def free_port() -> int:
-    """A port of loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of loopback that nobody uses now, and no connection to elsewhere takes meanwhile."""
+    for port in random.sample(range(20000, 32000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port between 20000 and 32000 is free on loopback")
 
 
 def authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
