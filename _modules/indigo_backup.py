@@ -669,6 +669,77 @@ def _memory_serves(folder: Path, size: int, needed: int) -> bool:
     return other and size <= SMALL and usage.free >= needed
 
 
+def adopt(path: str) -> dict[str, Any]:
+    """Make a set of a snapshot that somebody brought as a file, when it is proven.
+
+    It counts as made when the file was last written, holds no keys, is not compared with what the
+    living member holds, and is never expired.
+
+    Args:
+        path: A file that ``etcdctl snapshot save`` made, on this host.
+
+    Returns:
+        ``name`` of the set, for ``indigo.restore``; ``made``, ``bytes``, ``revision`` and ``keys``.
+
+    Raises:
+        CommandExecutionError: It does not restore; or there is no room, no such file, or another
+            set of that name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt etcd1 indigo_backup.adopt /root/before-upgrade.db
+    """
+    settings = _settings()
+    folder, source = Path(settings["folder"]), Path(path)
+    _yield()
+    try:
+        found = source.stat()
+    except OSError as error:
+        raise CommandExecutionError(f"{path}: {error.strerror} on {settings['id']}") from None
+    name = f"{stamp(found.st_mtime)}-{settings['id']}"
+    wanted = ("name", "made", "bytes", "revision", "keys")
+    with _alone(folder):
+        if present := _manifest(folder / name):
+            if present["sha256"] == _digest(source):
+                return {key: present[key] for key in wanted}
+            raise CommandExecutionError(
+                f"{name} is there already, and holds something else: touch {path} to give it "
+                "another time"
+            )
+        free = shutil.disk_usage(folder).free
+        if problem := room_problem(free, found.st_size, 4, str(folder)):
+            raise CommandExecutionError(problem)
+        partial = folder / f"{PARTIAL}{name}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(mode=0o700)
+        try:
+            digest = _pour(source, partial / SNAPSHOT)
+            proof = prove(str(partial / SNAPSHOT), compare=False)
+            manifest = {
+                "format": FORMAT,
+                "name": name,
+                "cluster": settings["cluster"],
+                "made": int(found.st_mtime),
+                "host": settings["id"],
+                "etcd": settings["version"],
+                "sha256": digest,
+                "bytes": found.st_size,
+                **proof,
+                "secrets": {},
+                "lacking": {"secrets": "it was brought as a file"},
+                "brought": path,
+                "seconds": {"total": proof["proven"]["seconds"]},
+            }
+            _write(partial / MANIFEST, json.dumps(manifest, indent=1).encode())
+            partial.replace(folder / name)
+            _sync(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return {key: manifest[key] for key in wanted}
+
+
 def _memory_problem(size: int) -> str:
     """Why there is too little memory for a proof; empty where there is enough."""
     with open("/proc/meminfo", encoding="ascii") as file:
@@ -760,7 +831,7 @@ def _pour(source: Any, path: Path) -> str:
 # --- proving it -------------------------------------------------------------------------------
 
 
-def prove(path: str) -> dict[str, Any]:
+def prove(path: str, compare: bool = True) -> dict[str, Any]:
     """Restore a snapshot beside the living member, start it, read it, and stop it.
 
     It runs in a unit of its own with a bound on memory, on one processor and with the least
@@ -768,6 +839,7 @@ def prove(path: str) -> dict[str, Any]:
 
     Args:
         path: The snapshot.
+        compare: Whether it must hold what the living member held at that revision.
 
     Returns:
         ``revision``, ``keys``, ``hash`` (over all keys, or None where it could not be compared
@@ -818,7 +890,7 @@ def prove(path: str) -> dict[str, Any]:
         if not keys:
             raise Suspect("the restored snapshot holds no keys")
         own = _hash(settings, endpoint, revision)
-        compared = _compared(settings, revision, own)
+        compared = compare and _compared(settings, revision, own)
     finally:
         _end_proof()
         shutil.rmtree(scratch, ignore_errors=True)
@@ -1000,7 +1072,7 @@ def check(name: str) -> dict[str, Any]:
         try:
             if problem := content_problem(folder, found):
                 raise Suspect(problem)
-            said = prove(str(folder / SNAPSHOT))
+            said = prove(str(folder / SNAPSHOT), compare=not found.get("brought"))
             for key in ("revision", "keys", "hash"):
                 if said[key] != found[key]:
                     raise Suspect(f"{key} is {said[key]}, expected {found[key]}")
@@ -1043,7 +1115,8 @@ def _expire(settings: Mapping[str, Any], folder: Path) -> list[str]:
     """Remove the sets that are not kept, here and in the shared folder; their names."""
     gone = []
     for root in filter(None, [str(folder), settings["target"]]):
-        names = [one["name"] for one in sets(root)]
+        # What somebody brought stays until somebody removes it.
+        names = [one["name"] for one in sets(root) if not one.get("brought")]
         for name in sorted(set(names) - kept(names, settings["keep"])):
             # First it ceases to be a set, then it goes.
             doomed = Path(root, f"{PARTIAL}{name}")

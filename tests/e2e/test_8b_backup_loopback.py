@@ -6,6 +6,8 @@ runs here without one.
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 from loopback import SUITES, Members, await_serving, etcd_programs
+from salt.exceptions import CommandExecutionError
 from support import load
 
 NAMES = Members.NAMES
@@ -184,3 +187,32 @@ def test_while_another_host_has_the_lock_none_is_made(host, members):
     finally:
         lock.release()
     assert host.backup.run(force=True)["made"]
+
+
+def test_a_snapshot_that_was_brought_as_a_file_becomes_a_set(host, tmp_path):
+    put(host, 20)
+    made = host.backup.run()["made"]
+    brought = tmp_path / "brought.db"
+    shutil.copyfile(host.folder / made / "snapshot.db", brought)
+    os.utime(brought, (86400, 86400))
+    # What the members hold by now is of no matter: it may be of another history.
+    put(host, 20)
+    found = host.backup.adopt(str(brought))
+    assert found["name"] == "19700102T000000Z-etcd1"
+    assert found["keys"] >= 20
+    assert host.backup.adopt(str(brought)) == found
+    assert host.backup.check(found["name"])["ok"]
+    # It is kept, however old; and it is no reason to make none.
+    host.backup._expire(host.backup._settings(), host.folder)
+    assert [one["name"] for one in host.backup.sets()] == [made, found["name"]]
+    # A damaged one is refused, and nothing of it is left.
+    with brought.open("r+b") as file:
+        file.seek(brought.stat().st_size // 2)
+        file.write(b"damaged")
+    os.utime(brought, (2 * 86400, 2 * 86400))
+    with pytest.raises(host.backup.Suspect):
+        host.backup.adopt(str(brought))
+    assert len(host.backup.sets()) == 2
+    assert not list(host.folder.glob(".partial-*"))
+    with pytest.raises(CommandExecutionError, match="No such file"):
+        host.backup.adopt("/nonexistent")

@@ -184,6 +184,14 @@ def test_expired_sets_go_and_the_shared_folder_too(host, tmp_path):
     assert [path.name for path in host.folder.iterdir()] == ["20260102T000000Z-a"]
 
 
+def test_what_somebody_brought_never_expires(host):
+    host.view["backup"]["keep"] = dict.fromkeys(KEEP, 0)
+    make(host, "20250101T000000Z-a", brought="/root/x.db")
+    for day in (1, 2):
+        make(host, f"2026010{day}T000000Z-a")
+    assert host.backup._expire(host.backup._settings(), host.folder) == ["20260101T000000Z-a"]
+
+
 def test_a_changed_byte_is_seen(host):
     folder = make(host, "20260101T000000Z-a")
     (manifest,) = host.backup.sets()
@@ -195,7 +203,7 @@ def test_a_changed_byte_is_seen(host):
 def test_a_set_that_does_not_restore_is_put_aside_and_told(host):
     make(host, "20260101T000000Z-a")
 
-    def prove(_path):
+    def prove(_path, compare):
         raise host.backup.Suspect("it does not restore")
 
     host.backup.prove = prove
@@ -208,7 +216,7 @@ def test_a_set_that_does_not_restore_is_put_aside_and_told(host):
 
 def test_a_set_that_restores_to_something_else_is_put_aside(host):
     make(host, "20260101T000000Z-a")
-    host.backup.prove = lambda _path: {"revision": 5, "keys": 2, "hash": 1}
+    host.backup.prove = lambda _path, **_: {"revision": 5, "keys": 2, "hash": 1}
     assert "keys is 2, expected 3" in host.backup.check("20260101T000000Z-a")["problem"]
 
 
