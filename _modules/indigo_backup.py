@@ -83,7 +83,7 @@ SHARE = 15
 
 #: Bytes that are written at once, and how many times as long as that took nothing is written then:
 #: each write to etcd waits for the disk, behind what others have put into its queue.
-STEP, REST = 2**19, 4
+STEP, REST = 2**18, 8
 
 #: Seconds of such a rest at most, so that what is large is done some time.
 SLOWEST = 0.06
@@ -1255,9 +1255,9 @@ def share(name: str, hosts: Iterable[str] | None = None) -> dict[str, str]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1})
     thread.start()
     try:
-        # As slow as 4 MiB a second may be, and time for a minion that is busy. What is late is made
+        # As slow as 2 MiB a second may be, and time for a minion that is busy. What is late is made
         # up for at the next look.
-        patience = 25 + found["bytes"] // (4 * 2**20)
+        patience = 25 + found["bytes"] // (2 * 2**20)
         said = __salt__["publish.publish"](
             wanted,
             "indigo_backup.fetch",
