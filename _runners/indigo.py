@@ -120,6 +120,42 @@ def report(
     return __salt__["indigo_report.write"](path=path, hosts=hosts, timeout=timeout)
 
 
+def setup(
+    conf: str,
+    more: str | None = None,
+    force: bool = False,
+    test: bool = False,
+    deploy: bool = True,
+) -> dict[str, Any]:
+    """From a ``setup.conf`` and hosts that have ssh to a cluster.
+
+    Writes ``cluster.yaml``, makes the hosts minions where they are none, and deploys. Killed, it is
+    finished by running it again.
+
+    Args:
+        conf: Path of the file, with lines such as ``LB1=192.0.2.11 name=lb1``.
+        more: Path of a file with further keys of ``cluster.yaml``, such as ``versions``.
+        force: Write ``cluster.yaml`` although it was edited; the old one is kept beside.
+        test: Only say what would be done.
+        deploy: Whether to deploy in the end.
+
+    Returns:
+        ``done`` (in test mode ``would``, and ``cluster``), and ``next``.
+
+    Raises:
+        CommandExecutionError: Lines are wrong (all are named), hosts did not become minions, or
+            the deploy failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.setup conf=setup.conf test=True
+        salt-run indigo.setup conf=setup.conf
+    """
+    return __salt__["indigo_setup.run"](conf, more=more, force=force, test=test, deploy=deploy)
+
+
 def remove(
     host: str | list[str],
     force: bool = False,

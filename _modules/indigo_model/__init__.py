@@ -33,7 +33,7 @@ except ImportError:
     HAS_NETADDR = False
 
 __virtualname__ = "indigo_model"
-__func_alias__ = {"view_": "view"}
+__func_alias__ = {"view_": "view", "setup_": "setup"}
 
 CLUSTER_FILE = "cluster.yaml"
 
@@ -251,6 +251,64 @@ def tokens_plan() -> dict[str, Any]:
         "nodes": declared["roles"]["node"],
         "identities": declared["identities"],
     }
+
+
+def setup_parse(conf: str) -> dict[str, Any]:
+    """What a ``setup.conf`` says, wrong lines left out; see :mod:`setup`.
+
+    Args:
+        conf: Its text.
+
+    Returns:
+        ``hosts``, ``vip`` and ``values``.
+    """
+    from . import setup
+
+    said, _ = setup.parse(conf)
+    return {"hosts": said.hosts, "vip": said.vip, "values": said.values}
+
+
+def setup_(
+    conf: str,
+    master: dict[str, str],
+    interfaces: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The cluster that a ``setup.conf`` declares, see :func:`setup.document`.
+
+    Returns:
+        ``document``, ``values`` (what concerns ssh and Salt) and ``problems``, all of them.
+    """
+    from . import setup
+
+    said, problems = setup.parse(conf)
+    document: dict[str, Any] = {}
+    if not problems:
+        document, problems = setup.document(said, master, interfaces, more)
+    return {"document": document, "values": said.values, "problems": problems}
+
+
+def setup_text(document: dict[str, Any], source: str) -> str:
+    """The file that declares the cluster, as ``indigo.setup`` writes it."""
+    from . import setup
+
+    return setup.text(document, source)
+
+
+def setup_unedited(text: str) -> bool:
+    """Whether a file was written by ``indigo.setup`` and not edited since."""
+    from . import setup
+
+    return setup.unedited(text)
+
+
+def setup_script(
+    hosts: dict[str, str], master: str, finger: str, version: str, repository: str, key: bytes
+) -> str:
+    """The shell script that makes a bare host a minion, see :func:`setup.host_script`."""
+    from . import setup
+
+    return setup.host_script(hosts, master, finger, version, repository, key)
 
 
 def _cluster() -> Any:
