@@ -70,6 +70,8 @@ def run(
     with salt.client.get_local_client(mopts=__opts__) as client:
         missing = [id_ for id_ in hosts if id_ not in _answering(client, hosts)]
         if test:
+            if "interface" not in model["indigo_model.setup_parse"](said)["vip"]:
+                found["document"]["vip"]["interface"] = "looked up on the load balancers"
             return {
                 "would": [
                     *(f"make {id_} ({hosts[id_]}) a minion, over ssh" for id_ in missing),

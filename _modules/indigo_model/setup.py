@@ -109,6 +109,8 @@ def parse(conf: str) -> tuple[Setup, list[str]]:
             seen[key] = number
         except ValueError as err:
             found.append((number, str(err)))
+            # A wrong line is one problem, and not its absence another.
+            seen.setdefault(line.partition("=")[0].strip(), number)
             continue
         rows.append((number, key, value, options))
     for number, key, value, options in rows:

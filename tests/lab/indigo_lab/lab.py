@@ -408,7 +408,7 @@ class Lab:
             mounts["/lib/modules"] = "/lib/modules:ro"
         if host.name == "salt":
             mounts["/srv/indigo"] = f"{REPO}:ro"
-            mounts["/srv/indigo-site"] = f"{state('site')}:ro"
+            mounts["/srv/indigo-site"] = str(state("site"))
         engine.create(
             host.name,
             address=host.address,
