@@ -7,13 +7,14 @@ and their current pillar, which changes nothing a host runs.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TextIO
 
 import salt.utils.event
 from salt.exceptions import CommandExecutionError, SaltClientError
@@ -58,6 +59,7 @@ def preflight(name: str) -> dict[str, Any]:
           indigo_cluster.preflight: []
     """
     _show_progress()
+    _begin(name)
     problems = __salt__["indigo_model.problems"]()
     if problems:
         return _failed(name, "The declared cluster has problems", problems)
@@ -96,6 +98,7 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
     Returns:
         A state's result; ``changes`` names the hosts that were given the grant.
     """
+    _begin(name)
     plan = __salt__["indigo_model.plan"]()
     members = plan["roles"]["etcd"]
     try:
@@ -161,6 +164,11 @@ def hosts_run(name: str, sls: str, everywhere: bool = False) -> dict[str, Any]:
             "changes": {},
             "comment": f"All {len(declared)} hosts are as the last deploy left them",
         }
+    _begin(name)
+    if _RUN and not __opts__["test"]:
+        _RUN[0].expected = __salt__["indigo_model.estimate"]("indigo.deploy", len(hosts))
+        if _RUN[0].expected is not None:
+            _RUN[0].line(f"{len(hosts)} hosts; the last runs took {_RUN[0].expected:.0f} s in all")
     ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls=sls, queue=True)
     if len(hosts) < len(declared):
         ret["comment"] = f"On {len(hosts)} of {len(declared)} hosts. {ret['comment']}"
@@ -196,6 +204,7 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
     Returns:
         A state's result without changes. It fails with each node that is not ready and why.
     """
+    _begin(name)
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     if __opts__["test"]:
         ret["result"] = None
@@ -240,6 +249,7 @@ def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
     Returns:
         A state's result without changes. It fails with each add-on that does not work and why.
     """
+    _begin(name)
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     plan = __salt__["indigo_model.plan"]()
     if not plan["addons"]:
@@ -432,32 +442,144 @@ def describe(event: Mapping[str, Any], jobs: dict[str, dict[str, Any]]) -> str |
     return f"{what}  {data['id']} {outcome}"
 
 
+class _Live:
+    """What a terminal shows of this run while it goes on, and what it keeps for the end."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.terminal = stream.isatty()
+        self.started = time.monotonic()
+        self.step = ""
+        self.expected: float | None = None
+        self.jobs: dict[str, dict[str, Any]] = {}
+        #: Job, id, return and time of every run of states on a host.
+        self.returns: list[tuple[str, str, Any, str]] = []
+        self.last: list[str] = []
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        clear = "\r\033[K" if self.terminal else ""
+        told = f"{clear}[{time.monotonic() - self.started:6.1f} s] {text}"
+        print(told, file=self.stream, flush=True)
+
+    def tick(self) -> None:
+        """On a terminal, the line that moves."""
+        if self.terminal and self.step:
+            now = time.monotonic() - self.started
+            text = f"[{now:6.1f} s] {moving(self.step, self.jobs, now, self.expected)}"
+            print(f"\r\033[K{text[:110]}", end="", file=self.stream, flush=True)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """One event of the Salt master's bus."""
+        if text := describe(event, self.jobs):
+            self.line(text)
+            data = event["data"]
+            job = event["tag"].split("/")[2]
+            self.returns.append((job, data["id"], data.get("return"), data.get("_stamp", "")))
+
+    def settle(self, jobs: Iterable[str], seconds: float = 3) -> None:
+        """Wait for returns that are still on their way over the bus."""
+        deadline = time.monotonic() + seconds
+        waited = [self.jobs[job] for job in jobs if job in self.jobs]
+        while any(job["done"] < job["expected"] for job in waited) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def end(self) -> None:
+        """The last lines, after all that Salt itself prints."""
+        if self.last:
+            self.step = ""
+            clear = "\r\033[K" if self.terminal else ""
+            print(clear + "\n".join(self.last), file=self.stream, flush=True)
+
+
+#: The one run of this process.
+_RUN: list[_Live] = []
+
+
+def moving(
+    step: str, jobs: Mapping[str, Mapping[str, Any]], now: float, expected: float | None
+) -> str:
+    """The line that moves: the step, its hosts, and how long it may still take.
+
+    Example:
+        >>> moving("Every host runs its roles", {"1": {"done": 2, "expected": 3}}, 20, 50)
+        'Every host runs its roles: 2 of 3 hosts, about 30 s left'
+    """
+    text = step
+    if jobs:
+        done = sum(job["done"] for job in jobs.values())
+        text += f": {done} of {sum(job['expected'] for job in jobs.values())} hosts"
+    if expected is not None:
+        left = expected - now
+        text += f", about {left:.0f} s left" if left >= 1 else ", longer than the last runs"
+    return text
+
+
+def _begin(name: str) -> None:
+    if _RUN:
+        _RUN[0].step = name
+
+
 def _show_progress() -> None:
-    """Print a line for every host that finishes a step, for as long as this salt-run lives."""
-    if os.path.basename(sys.argv[0]) != "salt-run" or getattr(_show_progress, "started", False):
+    """Tell of every host that finishes a step, for as long as this salt-run lives."""
+    if os.path.basename(sys.argv[0]) != "salt-run" or _RUN:
         return
-    _show_progress.started = True  # type: ignore[attr-defined]
-    opts = dict(__opts__)
-    threading.Thread(target=_watch, args=(opts, _print_line), daemon=True).start()
-
-
-def _print_line(line: str) -> None:
     # stderr: `--out json` keeps stdout for the result.
-    print(line, file=sys.stderr, flush=True)
+    live = _Live(sys.stderr)
+    _RUN.append(live)
+    atexit.register(live.end)
+    threading.Thread(target=_watch, args=(dict(__opts__), live), daemon=True).start()
 
 
-def _watch(opts: dict[str, Any], show: Callable[[str], None]) -> None:
-    started = time.monotonic()
-    jobs: dict[str, dict[str, Any]] = {}
+def _watch(opts: dict[str, Any], live: _Live) -> None:
     try:
         with salt.utils.event.get_event(
             "master", sock_dir=opts["sock_dir"], opts=opts, listen=True
         ) as bus:
             while True:
                 event = bus.get_event(wait=1, tag="salt/job/", full=True)
-                line = describe(event, jobs) if event else None
-                if line:
-                    show(f"[{time.monotonic() - started:6.1f} s] {line}")
+                if event:
+                    live.take(event)
+                live.tick()
     except Exception:
         # Progress is a courtesy: without it the deploy goes on.
         log.exception("Live progress ended")
+
+
+def told(name: str, title: str) -> dict[str, Any]:
+    """Sum the run up when it ends, whatever became of it: in lines, and as a picture of its time.
+
+    The lines come after everything else, what failed last. The picture is a page below the Salt
+    master's cache; how long the run took is kept there too, for the next one's estimate. None of
+    that is a change.
+
+    Args:
+        name: What the step says of itself.
+        title: What runs, such as ``indigo.deploy``.
+
+    Example:
+
+    .. code-block:: yaml
+
+        What happened is told:
+          indigo_cluster.told:
+            - title: indigo.deploy
+            - order: last
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "The run would be summed up and drawn"}
+    live = _RUN[0] if _RUN else None
+    running = {tag: dict(one) for tag, one in __running__.items()}
+    if live:
+        live.settle(str(one["__jid__"]) for one in running.values() if one.get("__jid__"))
+    now = time.time()
+    returns = list(live.returns) if live else []
+    zone = float(time.localtime(now).tm_gmtoff)
+    try:
+        found = __salt__["indigo_model.told"](running, returns, title, now, zone, True)
+    except OSError as err:
+        return {**ret, "comment": f"The run could not be drawn: {err}"}
+    if live:
+        live.last = found["lines"]
+    return {**ret, "comment": f"{found['lines'][0]}. Its timeline: {found['picture']}"}

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,9 @@ __virtualname__ = "indigo_model"
 __func_alias__ = {"view_": "view", "setup_": "setup"}
 
 CLUSTER_FILE = "cluster.yaml"
+
+#: How many runs are kept, with their pictures.
+RUNS = 50
 
 
 def __virtual__() -> str | tuple[bool, str]:
@@ -251,6 +255,58 @@ def tokens_plan() -> dict[str, Any]:
         "nodes": declared["roles"]["node"],
         "identities": declared["identities"],
     }
+
+
+def told(
+    running: dict[str, Any], returns: list[Any], title: str, now: float, zone: float, note: bool
+) -> dict[str, Any]:
+    """A run of an orchestration in lines, and as a page; see :mod:`timeline`.
+
+    Args:
+        running, returns, now, zone: See :func:`timeline.gathered`.
+        title: What ran, such as ``indigo.deploy``.
+        note: Keep the page, and how long it took, below the Salt master's cache.
+
+    Returns:
+        ``lines`` and ``picture`` (the page's path, or None).
+    """
+    from . import timeline
+
+    run = timeline.gathered(running, returns, now, zone)
+    picture = None
+    if note:
+        folder = _runs()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(run["started"]))
+        picture = folder / f"{stamp}-{title.split()[0]}.html"
+        picture.write_text(timeline.page(run, title))
+        good = not timeline.failures(run)
+        record = {"hosts": len(run["hosts"]), "seconds": run["seconds"], "good": good}
+        picture.with_suffix(".json").write_text(json.dumps(record))
+        for old in sorted(folder.glob("*.html"))[:-RUNS]:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".json").unlink(missing_ok=True)
+    return {
+        "lines": timeline.lines(run, title, str(picture) if picture else None),
+        "picture": str(picture) if picture else None,
+    }
+
+
+def estimate(title: str, hosts: int) -> float | None:
+    """Seconds that a run on so many hosts may take, from those before; None when there are none."""
+    from . import timeline
+
+    runs = []
+    for path in sorted(_runs().glob(f"*-{title}.json")):
+        try:
+            runs.append(json.loads(path.read_text()))
+        except (OSError, ValueError):  # somebody else is writing it
+            continue
+    return timeline.estimate(runs, hosts)
+
+
+def _runs() -> Path:
+    return Path(__opts__["cachedir"]) / "indigo" / "runs"
 
 
 def setup_parse(conf: str) -> dict[str, Any]:

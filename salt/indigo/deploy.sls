@@ -37,3 +37,9 @@ The add-ons work:
   indigo_cluster.addons_work:
     - require:
       - indigo_cluster: The cluster is whole
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.deploy
+    - order: last

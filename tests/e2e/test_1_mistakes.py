@@ -63,7 +63,8 @@ def refused(done, expected: str) -> None:
     """The deploy failed in preflight with this message, and went no further."""
     assert done.code != 0
     assert list(done.steps), done.stdout + done.progress
-    first, *others = done.steps.values()
+    first, *others, told = done.steps.values()
+    assert told["name"] == "What happened is told" and told["result"] is True, told
     assert first["name"] == "Every host passes preflight"
     assert first["result"] is False
     assert re.search(expected, first["comment"]), first["comment"]
