@@ -8,6 +8,7 @@ and their current pillar, which changes nothing a host runs.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -486,10 +487,12 @@ class _Live:
 
     def end(self) -> None:
         """The last lines, after all that Salt itself prints."""
-        if self.last:
-            self.step = ""
-            clear = "\r\033[K" if self.terminal else ""
-            print(clear + "\n".join(self.last), file=self.stream, flush=True)
+        self.step = ""
+        sys.stdout.flush()
+        if self.terminal:
+            print("\r\033[K", end="", file=self.stream)
+        for line in self.last:
+            print(line, file=self.stream, flush=True)
 
 
 #: The one run of this process.
@@ -527,8 +530,16 @@ def _show_progress() -> None:
     # stderr: `--out json` keeps stdout for the result.
     live = _Live(sys.stderr)
     _RUN.append(live)
-    atexit.register(live.end)
+    atexit.register(_end, live)
     threading.Thread(target=_watch, args=(dict(__opts__), live), daemon=True).start()
+
+
+def _end(live: _Live) -> None:
+    live.end()
+    # Salt 3008.3 goes on with lines about unclosed objects and a traceback of a returner while
+    # Python is taken down. They mean nothing, and would bury what failed.
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _watch(opts: dict[str, Any], live: _Live) -> None:

@@ -53,7 +53,7 @@ def gathered(
     """
     steps: list[dict[str, Any]] = []
     for tag, one in sorted(running.items(), key=lambda item: item[1].get("__run_num__", 0)):
-        if "start_time" not in one:  # a requisite failed: it did not run
+        if "start_time" not in one or one.get("__state_ran__") is False:  # a requisite failed
             continue
         steps.append(
             {

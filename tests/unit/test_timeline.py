@@ -37,7 +37,7 @@ def state(number, start, milliseconds, **other):
 RUNNING = {
     "a_|-Step 0_|-x_|-y": step(0, "03:04:00.000000", 2),
     "a_|-Step 1_|-x_|-y": step(1, "03:04:02.000000", 40, __jid__="7"),
-    "a_|-Step 2_|-x_|-y": {"__run_num__": 2, "result": False, "comment": "One or more requisite"},
+    "a_|-Step 2_|-x_|-y": step(2, "03:04:42.0", 0, result=False, __state_ran__=False),
 }
 #: A host in another zone, whose clock goes wrong: only distances count.
 HOST = {
