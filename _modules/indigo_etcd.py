@@ -595,8 +595,9 @@ def status() -> dict[str, Any]:
 
     Returns:
         ``{"members": [{"name", "id", "url", "peer", "healthy", "leader", "learner", "version",
-        "db_size"}, …], "leader": name or None}``. ``db_size`` is in bytes. A member that does not
-        answer has ``healthy`` false and no version or size.
+        "db_size", "answer_ms"}, …], "leader": name or None}``. ``db_size`` is in bytes, and
+        ``answer_ms`` what a read with the quorum's consent took from here. A member that does not
+        answer has ``healthy`` false and no version, size or time.
 
     Raises:
         CommandExecutionError: No member tells who the members are.
@@ -607,13 +608,8 @@ def status() -> dict[str, Any]:
     settings = _settings()
     declared = [one["client"] for one in settings["members"].values()]
     order = sorted(declared, key=lambda url: url != settings["url"])
-    healthy = {
-        url
-        for url in order
-        if __salt__["indigo_health.check"](
-            f"{url}/health", expect=HEALTHY, timeout=2, **_tls(settings)
-        )["ok"]
-    }
+    took: dict[str, float] = {}
+    healthy = {url for url in order if _healthy(url, settings, took)}
     asked = [url for url in order if url in healthy]
     if not asked:
         raise CommandExecutionError(
@@ -623,22 +619,27 @@ def status() -> dict[str, Any]:
     members = _members(settings, asked)
     # Also of members that are not declared any more: they count for the quorum until they left.
     others = {url for one in members for url in one.get("clientURLs", [])} - set(declared)
-    healthy |= {
-        url
-        for url in sorted(others)
-        if __salt__["indigo_health.check"](
-            f"{url}/health", expect=HEALTHY, timeout=2, **_tls(settings)
-        )["ok"]
-    }
+    healthy |= {url for url in sorted(others) if _healthy(url, settings, took)}
     said = _etcdctl(settings, asked, "endpoint", "status", strict=False) or []
     by_id = {one["Status"]["header"]["member_id"]: one["Status"] for one in said}
-    return summary(members, by_id, healthy)
+    return summary(members, by_id, healthy, took)
+
+
+def _healthy(url: str, settings: Mapping[str, Any], took: dict[str, float]) -> bool:
+    """Whether a member serves with the quorum's consent; notes how long it took to say so."""
+    started = time.monotonic()
+    found = __salt__["indigo_health.check"](
+        f"{url}/health", expect=HEALTHY, timeout=2, **_tls(settings)
+    )
+    took[url] = time.monotonic() - started
+    return bool(found["ok"])
 
 
 def summary(
     members: Iterable[Mapping[str, Any]],
     statuses: Mapping[int, Mapping[str, Any]],
     healthy: Iterable[str],
+    took: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Put together what members, their status and their health say.
 
@@ -646,11 +647,12 @@ def summary(
         members: Of ``etcdctl member list``.
         statuses: By member id, of ``etcdctl endpoint status``.
         healthy: Client URLs that answered as healthy.
+        took: By client URL, the seconds that this took.
 
     Returns:
         See :func:`status`.
     """
-    healthy = set(healthy)
+    healthy, took = set(healthy), took or {}
     rows = []
     for one in members:
         said = statuses.get(one["ID"], {})
@@ -666,6 +668,9 @@ def summary(
                 "learner": bool(one.get("isLearner")),
                 "version": said.get("version"),
                 "db_size": said.get("dbSize"),
+                "answer_ms": next(
+                    (round(took[url] * 1000, 1) for url in urls if url in healthy & set(took)), None
+                ),
             }
         )
     leader = next((row["name"] for row in rows if row["leader"]), None)

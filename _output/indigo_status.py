@@ -72,10 +72,10 @@ def summary(data: Mapping[str, Any]) -> list[str]:
     expiry = f", first to expire in {first['days_left']} days ({first['host']} {first['path']})"
     rows = [
         ("VIP", f"{data['vip']['address']} on {_listed(data['vip']['holders'])}"),
-        ("etcd", f"{healthy} of {len(etcd)} healthy, leader {data['etcd']['leader']}"),
+        ("etcd", f"{healthy} of {len(etcd)} healthy, leader {data['etcd']['leader']}{_size(etcd)}"),
         ("API servers", _listed(f"{id_} {said}" for id_, said in data["api"].items())),
         ("leaders", leaders or "unknown"),
-        ("nodes", f"{ready} of {len(nodes)} ready"),
+        ("nodes", f"{ready} of {len(nodes)} ready{_running(nodes)}"),
         ("certificates", f"{data['certificates']['count']} valid{expiry if first else ''}"),
         ("tokens", "in step" if data["tokens"]["in_step"] else "not in step"),
         ("add-ons", _listed(f"{name} {said}" for name, said in data.get("addons", {}).items())),
@@ -83,6 +83,29 @@ def summary(data: Mapping[str, Any]) -> list[str]:
     if "backup" in data:
         rows.append(("backup", backup(data["backup"])))
     return [f"  {name:<13} {text}" for name, text in rows]
+
+
+def _size(members: Mapping[str, Any]) -> str:
+    """How large etcd's database is, and how long its slowest member takes to answer.
+
+    >>> _size({"a": {"db_bytes": 2**20, "answer_ms": 5.2}, "b": {"db_bytes": None}})
+    '; 1.0 MiB, answers within 5 ms'
+    """
+    sizes = [one["db_bytes"] for one in members.values() if one.get("db_bytes")]
+    times = [one["answer_ms"] for one in members.values() if one.get("answer_ms") is not None]
+    told = [f"{max(sizes) / 2**20:.1f} MiB"] if sizes else []
+    told += [f"answers within {max(times):.0f} ms"] if times else []
+    return "; " + ", ".join(told) if told else ""
+
+
+def _running(nodes: Mapping[str, Any]) -> str:
+    """The releases that nodes run, where they are known.
+
+    >>> _running({"a": {"version": "v1.30.1"}, "b": {"version": "v1.30.1"}})
+    ', v1.30.1'
+    """
+    versions = sorted({one["version"] for one in nodes.values() if one.get("version")})
+    return ", " + " and ".join(versions) if versions else ""
 
 
 def backup(found: Mapping[str, Any]) -> str:

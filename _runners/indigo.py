@@ -68,6 +68,35 @@ def status(timeout: float = 15) -> dict[str, Any]:
     return {"outputter": "indigo_status", "data": data}
 
 
+def check(timeout: float = 15) -> dict[str, Any]:
+    """The same as a check of Nagios, Icinga or Zabbix: one line, then the problems; exit 0 to 3.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.check
+    """
+    return __salt__["indigo_check.check"](timeout=timeout)
+
+
+def metrics(path: str | None = None, timeout: float = 15) -> Any:
+    """The same as metrics of Prometheus: text, or a file for node_exporter's textfile collector.
+
+    Args:
+        path: Of the file, which is replaced in one move; printed where there is none.
+        timeout: Seconds to wait for a host's answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.metrics
+        salt-run indigo.metrics path=/var/lib/prometheus/node-exporter/indigo.prom
+    """
+    return __salt__["indigo_check.metrics"](path=path, timeout=timeout)
+
+
 def backups() -> dict[str, Any]:
     """Every proven backup with its size, what it took, and where it lies: ``indigo_backup.list``.
 
@@ -356,6 +385,8 @@ def _etcd(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> 
             "healthy": member["healthy"],
             "leader": member["leader"],
             "db_bytes": member.get("db_size"),
+            "answer_ms": member.get("answer_ms"),
+            "version": member.get("version"),
         }
         if not member["healthy"]:
             problems.append(f"etcd member {member['name']} is not healthy: see etcd there")
