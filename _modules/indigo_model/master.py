@@ -35,6 +35,17 @@ HEALTH_PATHS = ("/livez", "/readyz", "/healthz")
 WATCHES_END = 3
 REQUESTS_END = 8
 
+#: Ways into what runs: who took one is always noted.
+ENTRANCES = (
+    "pods/exec",
+    "pods/attach",
+    "pods/portforward",
+    "pods/proxy",
+    "pods/ephemeralcontainers",
+    "services/proxy",
+    "nodes/proxy",
+)
+
 #: Folder below /var/log that systemd makes for the API server's account.
 LOGS = "kubernetes"
 
@@ -321,6 +332,8 @@ def audit_policy(cluster: Cluster) -> dict[str, Any]:
                 "level": "Metadata",
                 "resources": [{"group": "", "resources": ["secrets", "serviceaccounts/token"]}],
             },
+            # Over web sockets a command in a pod is begun with a GET, which counts as reading.
+            {"level": "Metadata", "resources": [{"group": "", "resources": list(ENTRANCES)}]},
             {"level": "None", "verbs": ["get", "list", "watch"]},
             {
                 "level": "None",

@@ -24,7 +24,7 @@ containerd is configured:
     - template: jinja
     - user: root
     - group: root
-    - mode: '0644'
+    - mode: '0600'
     - require:
       - sls: common.folders
 {% endfor %}
