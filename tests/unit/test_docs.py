@@ -1,4 +1,4 @@
-"""What the documents name exists: tests behind the limits in SECURITY.md, and pages behind links."""
+"""What documents name exists: tests behind the limits in SECURITY.md, pages behind links."""
 
 from __future__ import annotations
 
