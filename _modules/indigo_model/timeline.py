@@ -25,7 +25,7 @@ _STYLE = """
 body{font:14px system-ui,sans-serif;margin:2em;max-width:1220px;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}td,th{text-align:left;padding:.15em 1em .15em 0;vertical-align:top}
 td.n,th.n{text-align:right}pre{white-space:pre-wrap;background:#f6f8fa;padding:.8em}
-svg text{font:12px system-ui,sans-serif;fill:#1b1f24}.same{fill:#c9d1d9}.changed{fill:#2f6fab}
+svg text{font:12px system-ui,sans-serif;fill:#1b1f24}.same{fill:#c9d1d9}.changed{fill:#2f6fab;stroke:#fff;stroke-width:.6}
 .failed{fill:#c62828}.step{fill:#e8eef5;stroke:#9fb3c8}.grid{stroke:#e4e7eb}.bad{color:#c62828}
 """
 
@@ -285,7 +285,9 @@ def _svg(run: Mapping[str, Any]) -> str:
         if isinstance(states, str):
             parts.append(f'<text x="{_LEFT}" y="{y + 13}">{html.escape(states[:120])}</text>')
         else:
-            parts += [_bar(x, y, one, one["kind"], one["label"]) for one in merged(states)]
+            # What failed is drawn last, over its neighbours, and wide enough to be seen.
+            bars = sorted(merged(states), key=lambda bar: bar["kind"] == "failed")
+            parts += [_bar(x, y, one, one["kind"], one["label"]) for one in bars]
         y += _ROW
     return "\n".join([*parts, "</svg>"])
 
@@ -326,7 +328,7 @@ def merged(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _bar(x: Any, y: int, one: Mapping[str, Any], kind: str, label: str) -> str:
     left = x(one["begin"])
-    width = round(max(x(one["begin"] + one["seconds"]) - left, 1), 1)
+    width = round(max(x(one["begin"] + one["seconds"]) - left, 4 if kind == "failed" else 1), 1)
     return (
         f'<rect class="{kind}" x="{left}" y="{y}" width="{width}" height="{_BAR}">'
         f"<title>{html.escape(label)}</title></rect>"
