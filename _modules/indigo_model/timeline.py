@@ -25,7 +25,8 @@ _STYLE = """
 body{font:14px system-ui,sans-serif;margin:2em;max-width:1220px;color:#1b1f24;background:#fff}
 table{border-collapse:collapse}td,th{text-align:left;padding:.15em 1em .15em 0;vertical-align:top}
 td.n,th.n{text-align:right}pre{white-space:pre-wrap;background:#f6f8fa;padding:.8em}
-svg text{font:12px system-ui,sans-serif;fill:#1b1f24}.same{fill:#c9d1d9}.changed{fill:#2f6fab;stroke:#fff;stroke-width:.6}
+svg text{font:12px system-ui,sans-serif;fill:#1b1f24}
+.same{fill:#c9d1d9}.changed{fill:#2f6fab;stroke:#fff;stroke-width:.6}
 .failed{fill:#c62828}.step{fill:#e8eef5;stroke:#9fb3c8}.grid{stroke:#e4e7eb}.bad{color:#c62828}
 """
 
