@@ -189,13 +189,18 @@ def _key_files(values: Mapping[str, str]) -> list[str]:
 # --- hosts -------------------------------------------------------------------------------------
 
 
-def _answering(client: Any, ids: Iterable[str]) -> set[str]:
-    """Minions that answer, of those whose keys are accepted."""
+def _answering(client: Any, ids: Iterable[str], patience: int | None = None) -> set[str]:
+    """Minions that answer, of those whose keys are accepted.
+
+    Args:
+        patience: Seconds for a minion that says nothing at all; by default the Salt master's.
+    """
     with salt.key.get_key(__opts__) as keys:
         accepted = set(keys.list_keys()["minions"]) & set(ids)
     if not accepted:
         return set()
-    found = client.cmd(sorted(accepted), "test.ping", tgt_type="list", timeout=5)
+    more = {} if patience is None else {"gather_job_timeout": patience}
+    found = client.cmd(sorted(accepted), "test.ping", tgt_type="list", timeout=5, **more)
     return {id_ for id_, answer in found.items() if answer is True}
 
 
@@ -204,7 +209,7 @@ def _waited(client: Any, ids: Iterable[str]) -> list[str]:
     missing = set(ids)
     deadline = time.monotonic() + MINION
     while missing and time.monotonic() < deadline:
-        missing -= _answering(client, missing)
+        missing -= _answering(client, missing, patience=1)
         if missing:
             time.sleep(0.5)
     return sorted(missing)

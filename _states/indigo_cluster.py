@@ -589,8 +589,10 @@ def told(name: str, title: str) -> dict[str, Any]:
     zone = float(time.localtime(now).tm_gmtoff)
     try:
         found = __salt__["indigo_model.told"](running, returns, title, now, zone, True)
-    except OSError as err:
-        return {**ret, "comment": f"The run could not be drawn: {err}"}
+    except Exception as err:
+        # To tell of it is a courtesy: a run that succeeded must not fail for it.
+        log.exception("The run could not be summed up")
+        return {**ret, "comment": f"The run could not be summed up: {err}"}
     if live:
         live.last = found["lines"]
     return {**ret, "comment": f"{found['lines'][0]}. Its timeline: {found['picture']}"}

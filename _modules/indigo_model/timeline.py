@@ -6,7 +6,7 @@ needs nothing else, no script and no network.
 
 from __future__ import annotations
 
-import calendar
+import datetime
 import html
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -127,13 +127,13 @@ def _milliseconds(value: Any) -> float:
 
 
 def _epoch(stamp: str) -> float:
-    """Seconds since 1970 of an event's time.
+    """Seconds since 1970 of an event's time, which is UTC, with or without saying so.
 
-    >>> _epoch("1970-01-02T00:00:01.25")
-    86401.25
+    >>> _epoch("1970-01-02T00:00:01.250000"), _epoch("1970-01-02T00:00:01.250000+00:00")
+    (86401.25, 86401.25)
     """
-    whole, _, part = stamp.partition(".")
-    return calendar.timegm(time.strptime(whole, "%Y-%m-%dT%H:%M:%S")) + float(f"0.{part or 0}")
+    found = datetime.datetime.fromisoformat(stamp)
+    return (found if found.tzinfo else found.replace(tzinfo=datetime.timezone.utc)).timestamp()
 
 
 def _all(run: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "render"))
 import cis
 from cluster import deploy, on_all, ready_nodes, status, well
 from indigo_lab import debian, rootfs
-from indigo_lab.base import cache, run, state, write
+from indigo_lab.base import cache, run, write
 from indigo_lab.saltenv import DEFAULT
 from indigo_lab.topology import MIRROR_URL, PODS, SERVICES, VIP
 
@@ -56,9 +57,9 @@ NODE3=10.77.0.33
 """
 
 
-def minion_package():
+def minion_package(work):
     """A package of salt-minion as a distribution has it: it starts when it is installed."""
-    root = state("salt-minion")
+    root = work / "salt-minion"
     for program in ("salt-minion", "salt-call"):
         text = f'#!/bin/sh\nexec {rootfs.VENV}/bin/python3 {rootfs.VENV}/bin/{program} "$@"\n'
         write(root / "usr/bin" / program, text, 0o755)
@@ -75,9 +76,23 @@ def minion_package():
         "#!/bin/sh\nsystemctl daemon-reload\nsystemctl enable -q --now --no-block salt-minion\n",
         0o755,
     )
-    package = state(f"salt-minion_{SALT}_all.deb")
+    package = work / f"salt-minion_{SALT}_all.deb"
     run(["dpkg-deb", "--root-owner-group", "--build", root, package])
     return package
+
+
+def repository():
+    """What the lab's mirror serves for this file: ssh, downloaded once, and salt-minion."""
+    disk = rootfs.bare(debian.architecture())
+    folder, stamp = cache("www", "setup"), cache("www", ".setup-for")
+    wanted = f"1 {disk.name} {SALT}"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        apt = debian.Apt(status=disk / "var/lib/dpkg/status")
+        apt.update()
+        with tempfile.TemporaryDirectory() as work:
+            ssh = apt.packages(("openssh-server", "openssh-client"))
+            debian.repository([*ssh, minion_package(Path(work))], folder)
+        write(stamp, wanted)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +100,7 @@ def lab(stage):
     """Hosts with sshd and no minion; the Salt master has none of their keys, but a key for ssh."""
     stage.down()
     lab = stage.take(PROFILE)
-    disk = rootfs.bare(debian.architecture())
-    apt = debian.Apt(status=disk / "var/lib/dpkg/status")
-    apt.update()
-    packages = [*apt.packages(("openssh-server", "openssh-client")), minion_package()]
-    debian.repository(packages, cache("www", "setup"))
+    repository()
     url = f"{MIRROR_URL}/setup"
     client = (
         f"echo 'deb [signed-by=/usr/share/keyrings/indigo-lab.gpg] {url} ./' "

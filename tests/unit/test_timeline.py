@@ -152,7 +152,7 @@ def test_the_picture_has_a_bar_for_each_step_and_where_hosts_were_busy(run) -> N
 
 def test_a_hundred_hosts_make_a_page_of_bearable_size() -> None:
     states = {str(n): state(n, f"03:04:{n // 10:02}.{n % 10}00000", 90) for n in range(400)}
-    many = [("7", f"node{n}", states, "2026-01-02T03:04:50.0") for n in range(100)]
+    many = [("7", f"node{n}", states, "2026-01-02T03:04:50.000000") for n in range(100)]
     started = time.process_time()
     text = timeline.page(timeline.gathered(RUNNING, many, NOW), "x")
     assert time.process_time() - started < 5
@@ -181,7 +181,7 @@ def event(tag, **data):
 
 def test_the_run_is_told_after_everything_else_and_changes_nothing(live, tmp_path) -> None:
     live.take(event("salt/job/7/new", minions=["node1"]))
-    stamp = "2026-01-02T03:04:40.0"
+    stamp = "2026-01-02T03:04:40.000000+00:00"
     live.take(event("salt/job/7/ret/node1", id="node1", _stamp=stamp, **{"return": HOST}))
     ret = cluster.told("What happened is told", "indigo.deploy")
     assert ret["result"] is True and ret["changes"] == {}
@@ -193,6 +193,12 @@ def test_the_run_is_told_after_everything_else_and_changes_nothing(live, tmp_pat
     assert lines[1].startswith("indigo.deploy: FAILED")
     assert lines[-1].strip().startswith("again, alone: salt node1")
     assert "\r" not in live.stream.getvalue()
+
+
+def test_a_run_does_not_fail_because_it_cannot_be_told(live, monkeypatch) -> None:
+    live.returns.append(("7", "node1", HOST, "no time"))
+    ret = cluster.told("What happened is told", "indigo.deploy")
+    assert ret["result"] is True and "could not be summed up" in ret["comment"]
 
 
 def test_test_mode_keeps_nothing(live, tmp_path, monkeypatch) -> None:
@@ -214,7 +220,7 @@ def test_a_terminal_has_one_line_that_moves(live) -> None:
 def test_the_next_run_knows_how_long_the_last_ones_took(live, tmp_path) -> None:
     assert indigo_model.estimate("indigo.deploy", 1) is None
     good = {tag: {**one, "result": True} for tag, one in list(RUNNING.items())[:2]}
-    returns = [("7", "node1", {"1": HOST["1"]}, "2026-01-02T03:04:40.0")]
+    returns = [("7", "node1", {"1": HOST["1"]}, "2026-01-02T03:04:40.000000+00:00")]
     for seconds in (0, 10, 20):
         indigo_model.told(good, returns, "indigo.deploy", NOW + seconds, 0.0, True)
     # Begun at the same time of day, they share a name: the last one counts.
