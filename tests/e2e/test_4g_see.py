@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 from cluster import deploy, well
+from indigo_lab.base import REPO
 
 SVG = "{http://www.w3.org/2000/svg}"
 CONFIG = "/etc/containerd/config.toml"
@@ -134,3 +135,21 @@ def test_metrics_are_a_file_that_node_exporter_reads(lab):
     assert 0 < float(values["indigo_etcd_answer_seconds"]) < 5
     assert len(re.findall(r"^indigo_host_answers\{.*\} 1$", text, re.M)) == 12
     lab.exec("salt", ["rm", path], check=True)
+
+
+def test_the_commands_of_the_page_run_as_they_are_written(lab):
+    """``docs/operations/status.md``: each line of its blocks that is a command."""
+    page = (REPO / "docs" / "operations" / "status.md").read_text("utf-8")
+    blocks = re.findall(r"^```\n(.*?)^```", page, re.S | re.M)
+    commands = [
+        line.split("#")[0].strip()
+        for block in blocks
+        for line in block.splitlines()
+        if line.startswith(("salt-run ", "salt "))
+    ]
+    assert len(commands) >= 4
+    lab.exec("salt", ["mkdir", "-p", "/var/lib/prometheus/node-exporter"], check=True)
+    for command in commands:
+        done = lab.exec("salt", ["sh", "-c", command], timeout=120)
+        assert done.returncode == 0, (command, done.stdout[-500:], done.stderr[-500:])
+    lab.exec("salt", ["rm", "-r", "/var/lib/prometheus"], check=True)
