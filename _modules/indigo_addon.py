@@ -18,7 +18,9 @@ import struct
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterable, Mapping
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,70 @@ def file_name(manifest: Mapping[str, Any]) -> str:
     group, kind, namespace, name = identity(manifest)
     version = str(manifest["apiVersion"]).rpartition("/")[2]
     return ".".join([*([group] if group else []), version, kind, namespace, name])
+
+
+#: Kinds that run pods, and their names in the API's paths.
+WORKLOADS = {"Deployment": "deployments", "StatefulSet": "statefulsets", "DaemonSet": "daemonsets"}
+
+
+def lacking(kind: str, found: Mapping[str, Any]) -> str:
+    """What a workload lacks of being as its manifest says: empty, or in words.
+
+    Args:
+        kind: One of :data:`WORKLOADS`.
+        found: The object as the API gives it.
+
+    Example:
+        >>> lacking("Deployment", {"metadata": {"generation": 1}, "spec": {"replicas": 2},
+        ...                        "status": {"observedGeneration": 1, "updatedReplicas": 2,
+        ...                                   "readyReplicas": 1}})
+        '1 of 2 replicas are ready'
+    """
+    status = found.get("status", {})
+    if status.get("observedGeneration", 0) < found["metadata"].get("generation", 0):
+        return "its controller has not looked at it yet"
+    if kind == "DaemonSet":
+        wanted = status.get("desiredNumberScheduled", 0)
+        ready, new = status.get("numberReady", 0), status.get("updatedNumberScheduled", 0)
+    else:
+        wanted = found["spec"].get("replicas", 1)
+        ready, new = status.get("readyReplicas", 0), status.get("updatedReplicas", 0)
+        if kind == "StatefulSet" and status.get("updateRevision") == status.get("currentRevision"):
+            new = wanted
+    if ready < wanted:
+        return f"{ready} of {wanted} replicas are ready"
+    return f"{new} of {wanted} replicas are up to date" if new < wanted else ""
+
+
+def reason(pods: Iterable[Mapping[str, Any]]) -> str:
+    """Why pods are not ready, as Kubernetes says it: of the first that has a reason.
+
+    Example:
+        >>> reason([{"metadata": {"name": "x"}, "status": {"containerStatuses": [
+        ...     {"name": "c", "state": {"waiting": {"reason": "ImagePullBackOff"}}}]}}])
+        'x: c: ImagePullBackOff'
+    """
+    starting = []
+    for pod in sorted(pods, key=lambda one: one["metadata"]["name"]):
+        name, status = pod["metadata"]["name"], pod.get("status", {})
+        conditions = {one["type"]: one for one in status.get("conditions", [])}
+        if conditions.get("Ready", {}).get("status") == "True":
+            continue
+        if conditions.get("PodScheduled", {}).get("status") == "False":
+            return _joined(name, conditions["PodScheduled"])
+        for key in ("initContainerStatuses", "containerStatuses"):
+            for container in status.get(key, []):
+                state = container.get("state", {})
+                for one in (state.get("waiting"), container.get("lastState", {}).get("terminated")):
+                    # This is how each one begins.
+                    if one and one.get("reason") not in ("ContainerCreating", "PodInitializing"):
+                        return _joined(f"{name}: {container['name']}", one)
+        starting.append(f"{name} is starting")
+    return starting[0] if starting else "no pod of it is there yet"
+
+
+def _joined(what: str, told: Mapping[str, Any]) -> str:
+    return ": ".join(str(one) for one in (what, told.get("reason"), told.get("message")) if one)
 
 
 # --- in the cluster ------------------------------------------------------------------------------
@@ -256,16 +322,25 @@ def remove(name: str, objects: Iterable[Iterable[str]]) -> None:
 def works() -> dict[str, str]:
     """Whether each declared add-on does what it is for: empty, or what is wrong.
 
+    First all that it runs must be ready; then it passes the check of its own use.
+
     CLI Example:
 
     .. code-block:: bash
 
         salt master1 indigo_addon.works
     """
+    wanted = __pillar__["indigo"].get("addons", {}).get("wanted", {})
+    if not wanted:
+        return {}
+    try:
+        there = installed()
+    except CommandExecutionError as err:
+        return dict.fromkeys(wanted, str(err))
     found = {}
-    for name in __pillar__["indigo"].get("addons", {}).get("wanted", {}):
+    for name, settings in wanted.items():
         try:
-            found[name] = _CHECKS[name]()
+            found[name] = _ready(name, there) or _CHECKS[name](settings)
         except CommandExecutionError as err:
             found[name] = str(err)
     return found
@@ -290,6 +365,26 @@ def wait(timeout: float = 120, interval: float = 1) -> dict[str, str]:
         if not any(found.values()) or time.monotonic() > deadline:
             return found
         time.sleep(interval)
+
+
+def _ready(name: str, there: Mapping[str, Iterable[Identity]]) -> str:
+    """What of the pods of an add-on is not ready, with the reason that Kubernetes gives."""
+    if name not in there:
+        return "it is not in the cluster: run state.apply addons on this master"
+    for one in there[name]:
+        _, kind, namespace, object_name = one
+        if kind not in WORKLOADS:
+            continue
+        path = f"/apis/apps/v1/namespaces/{namespace}/{WORKLOADS[kind]}/{object_name}"
+        found = __salt__["indigo_kube.get"](path, server=_server())
+        missing = lacking(kind, found)
+        if missing:
+            labels = found["spec"]["selector"]["matchLabels"]
+            selector = ",".join(f"{key}={value}" for key, value in labels.items())
+            path = f"/api/v1/namespaces/{namespace}/pods?labelSelector={selector}"
+            why = reason(__salt__["indigo_kube.get"](path, server=_server())["items"])
+            return f"{title(one)}: {missing}: {why}"
+    return ""
 
 
 def _server() -> str:
@@ -405,29 +500,93 @@ def resolve(name: str, server: str, port: int, timeout: float = 2) -> list[str]:
         raise CommandExecutionError(f"{server}:{port} asked for {name}: {err}") from err
 
 
-def _dns() -> str:
-    """Every replica of CoreDNS is ready and knows the API's service."""
-    view = __pillar__["indigo"]
-    wanted = view["addons"]["wanted"]["coredns"]["replicas"]
-    path = f"/api/v1/namespaces/{NAMESPACE}/endpoints/kube-dns"
+def _addresses(namespace: str, service: str, port: str) -> list[str]:
+    """Addresses of the ready pods behind a service's port, by its name."""
+    path = f"/api/v1/namespaces/{namespace}/endpoints/{service}"
     subsets = __salt__["indigo_kube.get"](path, server=_server()).get("subsets", [])
-    ready = [
+    return [
         one["ip"]
         for part in subsets
-        if any(port["name"] == "dns" for port in part.get("ports", []))
+        if any(found["name"] == port for found in part.get("ports", []))
         for one in part.get("addresses", [])
     ]
+
+
+def _dns(settings: Mapping[str, Any]) -> str:
+    """Every replica of CoreDNS knows the API's service."""
+    view = __pillar__["indigo"]
+    ready = _addresses(NAMESPACE, "kube-dns", "dns")
     name = f"kubernetes.default.svc.{view['cluster']['domain']}"
     for address in ready:
         found = resolve(name, address, 1053)
         if found != [view["networks"]["api"]]:
             return f"{address} says that {name} is {', '.join(found) or 'unknown'}"
-    if len(ready) < wanted:
-        return (
-            f"{len(ready)} of {wanted} replicas are ready: "
-            f"kubectl -n {NAMESPACE} describe pods -l k8s-app=kube-dns"
-        )
+    if len(ready) < settings["replicas"]:
+        return f"the service kube-dns leads to {len(ready)} of {settings['replicas']} replicas"
     return ""
 
 
-_CHECKS = {"coredns": _dns}
+def unreached(
+    expect: Mapping[str, Iterable[str]], targets: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """What Prometheus should scrape and does not, in words.
+
+    Args:
+        expect: By job the hosts that it must reach.
+        targets: ``activeTargets`` of its API.
+
+    Example:
+        >>> unreached({"etcd": ["a", "b"]}, [{"labels": {"job": "etcd", "host": "a"},
+        ...     "health": "down", "lastError": "refused"}])
+        ['etcd on a: refused', 'etcd on b: not scraped yet']
+    """
+    said = {
+        (one["labels"]["job"], one["labels"].get("host")): (one["health"], one.get("lastError"))
+        for one in targets
+    }
+    found = []
+    for job, hosts in expect.items():
+        for host in hosts:
+            health, error = said.get((job, host), ("unknown", None))
+            if health != "up":
+                found.append(f"{job} on {host}: {error or 'not scraped yet'}")
+    return found
+
+
+def _metrics(settings: Mapping[str, Any]) -> str:
+    """Every replica of Prometheus reaches all that is declared, and can be asked."""
+    for address in _addresses("monitoring", "prometheus", "web"):
+        base = f"http://{address}:9090/api/v1"
+        targets = _asked(f"{base}/targets?state=active")["activeTargets"]
+        missing = unreached(settings["expect"], targets)
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            return f"{address} does not reach {'; '.join(missing[:3])}{more}"
+        for job, hosts in settings["expect"].items():
+            query = urllib.parse.quote(f'sum(up{{job="{job}"}})')
+            result = _asked(f"{base}/query?query={query}")["result"]
+            total = int(float(result[0]["value"][1])) if result else 0
+            if total < len(hosts):
+                return f"{address} says that {total} of {len(hosts)} targets of {job} are up"
+    return ""
+
+
+def _asked(url: str, timeout: float = 5) -> Any:
+    """The data of an answer of Prometheus' API.
+
+    Raises:
+        CommandExecutionError: No answer, or an error.
+    """
+    try:
+        # Not through a proxy of the environment: it is a pod.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=timeout) as answer:
+            return json.load(answer)["data"]
+    except (OSError, ValueError, KeyError) as err:
+        raise CommandExecutionError(f"{url} does not answer: {err}") from err
+
+
+_CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "coredns": _dns,
+    "prometheus": _metrics,
+}

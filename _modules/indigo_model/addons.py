@@ -1,40 +1,25 @@
-"""Add-ons: which are wanted, their settings, and their images pinned by version and digest.
+"""Add-ons: which are wanted, and their settings.
 
 The manifests are in ``salt/addons/<name>``; this is what they are filled with. One master, the
-first of the declaration, brings them into the cluster, so only its view has them.
+first of the declaration, brings them into the cluster, so only its view has them. Their images
+are in :mod:`images`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import versions
+from . import images, monitoring, versions
 from .cluster import Cluster, Host
-
-#: Images by add-on: the first Kubernetes minor that an image is for, and the image. CoreDNS from
-#: 1.11 on needs EndpointSlices of discovery.k8s.io/v1, which came with 1.21.
-IMAGES: Mapping[str, tuple[tuple[int, str], ...]] = MappingProxyType(
-    {
-        "coredns": (
-            (
-                20,
-                "registry.k8s.io/coredns/coredns:v1.10.1"
-                "@sha256:a0ead06651cf580044aeb0a0feba63591858fb2e43ade8c9dea45a6a89ae7e5e",
-            ),
-            (
-                21,
-                "registry.k8s.io/coredns/coredns:v1.12.1"
-                "@sha256:e8c262566636e6bc340ece6473b0eed193cad045384401529721ddbe6463d31c",
-            ),
-        ),
-    }
-)
 
 #: Every add-on and its settings' defaults. They are installed in this order.
 ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"coredns": MappingProxyType({"replicas": None, "upstream": ["/etc/resolv.conf"]})}
+    {
+        "coredns": MappingProxyType({"replicas": None, "upstream": ["/etc/resolv.conf"]}),
+        "prometheus": monitoring.DEFAULTS,
+    }
 )
 
 #: A replica of CoreDNS for so many nodes, and at least two.
@@ -75,24 +60,25 @@ def wanted(cluster: Cluster) -> dict[str, dict[str, Any]]:
     }
 
 
-def image(name: str, kubernetes: str) -> str:
-    """The pinned image of an add-on for a Kubernetes release.
-
-    Example:
-        >>> image("coredns", "1.20.2").split("@")[0]
-        'registry.k8s.io/coredns/coredns:v1.10.1'
-    """
-    minor = versions.minor(kubernetes)
-    return next(found for since, found in reversed(IMAGES[name]) if minor >= since)
-
-
 def _settings(cluster: Cluster, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    kubernetes = cluster.versions["kubernetes"]
-    settings = {**ADDONS[name], "image": image(name, kubernetes), **given}
-    if name == "coredns":
-        nodes = len(cluster.with_role("node"))
-        if settings["replicas"] is None:
-            settings["replicas"] = min(max(nodes, 1), max(2, -(-nodes // NODES_A_REPLICA)))
+    minor = versions.minor(cluster.versions["kubernetes"])
+    settings = {
+        **ADDONS[name],
+        **given,
+        "images": images.of_addon(cluster, name),
         # PodDisruptionBudget left v1beta1 in 1.21.
-        settings["policy"] = "policy/v1" if versions.minor(kubernetes) >= 21 else "policy/v1beta1"
-    return settings
+        "policy": "policy/v1" if minor >= 21 else "policy/v1beta1",
+    }
+    return {**settings, **_DERIVED[name](cluster, settings)}
+
+
+def _coredns(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = len(cluster.with_role("node"))
+    least = min(max(nodes, 1), max(2, -(-nodes // NODES_A_REPLICA)))
+    return {"replicas": settings["replicas"] or least}
+
+
+_DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] = {
+    "coredns": _coredns,
+    "prometheus": monitoring.settings,
+}

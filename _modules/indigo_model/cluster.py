@@ -189,6 +189,11 @@ class Cluster:
             "HTTP2_PING_TIMEOUT_SECONDS": quarter,
         }
 
+    @property
+    def monitored(self) -> bool:
+        """Whether Prometheus scrapes the hosts: what it asks must listen where it reaches it."""
+        return "prometheus" in self.addons
+
     def override(self, component: str, kind: str) -> dict[str, Any]:
         """Settings a site gives a component: ``kind`` is ``flags`` or ``config``."""
         return dict(self.overrides.get(component, {}).get(kind, {}))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 from . import versions
 from .cluster import PATHS, Cluster, Host
@@ -20,6 +21,8 @@ from .lb import endpoint
 
 CLIENT_PORT = 2379
 PEER_PORT = 2380
+#: Of the metrics alone, which only listens where Prometheus is an add-on.
+METRICS_PORT = 2381
 
 #: Minors of etcd 3 that the tables below cover.
 FIRST_MINOR = 4
@@ -214,9 +217,40 @@ def flags(cluster: Cluster, host: Host) -> dict[str, str]:
         "quota-backend-bytes": str(8 * 1024**3),
         "logger": "zap",
         "log-level": "info",
+        # Without TLS and apart from the data: who reads metrics needs no certificate of a client.
+        **({"listen-metrics-urls": _metrics(host)} if cluster.monitored else {}),
         **_checks(minor),
     }
     return _overridden(cluster, minor, derived)
+
+
+def _metrics(host: Host) -> str:
+    return f"http://{endpoint(host.address, METRICS_PORT)}"
+
+
+def metrics_url(cluster: Cluster, host: Host) -> str | None:
+    """Where others read a member's metrics without a certificate; None where they cannot.
+
+    Args:
+        cluster: The declared cluster.
+        host: One of its etcd hosts.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> host = Host("e", "10.0.0.3", ("etcd",))
+        >>> c = Cluster("x", {"e": host}, Vip("10.0.0.9", "eth0"), "10.96.0.0/16",
+        ...             "10.244.0.0/16", addons={"prometheus": {}})
+        >>> metrics_url(c, host)
+        'http://10.0.0.3:2381'
+    """
+    own = cluster.override("etcd", "flags")
+    if "listen-metrics-urls" not in own:
+        return _metrics(host) if cluster.monitored else None
+    for url in str(own["listen-metrics-urls"] or "").split(","):
+        parts = urlsplit(url.strip())
+        if parts.scheme == "http" and parts.port and parts.hostname not in ("127.0.0.1", "::1"):
+            return f"http://{endpoint(host.address, parts.port)}"
+    return None
 
 
 def _checks(minor: int) -> dict[str, str]:

@@ -21,6 +21,9 @@ API_NAME = "kubernetes"
 HIGHEST = 200
 STEP = 10
 
+#: Port of haproxy's metrics, which only listens where Prometheus is an add-on.
+METRICS_PORT = 8405
+
 #: haproxy answers here whether it serves, to this host alone.
 ALIVE = "/run/indigo-haproxy/alive.sock"
 
@@ -48,7 +51,13 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """
     if "lb" not in host.roles:
         return {}
-    return {"components": {"haproxy": haproxy(cluster), "keepalived": keepalived(cluster, host)}}
+    metrics = [endpoint(host.address, METRICS_PORT)] if cluster.monitored else []
+    return {
+        "components": {
+            "haproxy": {**haproxy(cluster), "metrics": metrics},
+            "keepalived": keepalived(cluster, host),
+        }
+    }
 
 
 def haproxy(cluster: Cluster) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import versions
+from . import images, versions
 from .cluster import PATHS, Cluster, Host
 from .master import arguments
 
@@ -122,7 +122,7 @@ def pause(cluster: Cluster) -> str:
 
 
 def archives(cluster: Cluster) -> list[dict[str, str]]:
-    """Image archives that every node imports.
+    """Image archives that every node imports: all but those of add-ons that nobody wants.
 
     Returns:
         ``[{"name", "source", "hash"}]``.
@@ -141,7 +141,7 @@ def archives(cluster: Cluster) -> list[dict[str, str]]:
         source = str(entry["source"])
         name = str(entry.get("name") or source.rsplit("/", 1)[-1])
         result.append({"name": name, "source": source, "hash": str(entry["hash"])})
-    return result
+    return [dict(one) for one in images.loaded(cluster, result)]
 
 
 def cgroup_driver(cluster: Cluster) -> str:

@@ -19,12 +19,14 @@ from urllib.parse import urlsplit
 
 from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
+from .etcd import METRICS_PORT as ETCD_METRICS_PORT
+from .lb import METRICS_PORT as HAPROXY_METRICS_PORT
 from .master import CONTROLLER_MANAGER_PORT, ETCD_PROXY_PORT, SCHEDULER_PORT
+from .monitoring import KUBELET_PORT, NODE_EXPORTER_PORT
 
 #: IP protocol number of VRRP.
 VRRP = 112
 
-KUBELET_PORT = 10250
 #: Flannel's VXLAN, as ``node.network`` leaves the backend's default.
 VXLAN_PORT = 8472
 NODE_PORTS = "30000-32767"
@@ -35,6 +37,9 @@ _EVERY = "0.0.0.0"  # noqa: S104 - named, not bound
 
 #: Who may come, beside the hosts of a role.
 ANYONE, PODS, HOSTS = "anyone", "pods", "hosts"
+
+#: Prometheus is a pod: it comes with its own address or that of the node it runs on.
+_PROMETHEUS = ("node", PODS)
 
 #: A port that the kernel chose.
 ANY = "any"
@@ -103,6 +108,9 @@ def _lb(cluster: Cluster) -> Iterator[Port]:
         yield Port("lb", "haproxy", "tcp", port, VIRTUAL, (ANYONE,), why, "vip.port")
     else:
         yield _given("lb", "haproxy", "overrides.haproxy.config.bind", str(bind), why)
+    if cluster.monitored:
+        port = str(HAPROXY_METRICS_PORT)
+        yield Port("lb", "haproxy", "tcp", port, OWN, _PROMETHEUS, "metrics, for Prometheus")
     yield Port("lb", "keepalived", "vrrp", "", OWN, ("lb",), "who holds the virtual address")
 
 
@@ -119,6 +127,9 @@ def _etcd(cluster: Cluster) -> Iterator[Port]:
     port = str(cluster.backup["port"])
     why = "copies of a backup, while it is fetched"
     yield Port("etcd", "salt-minion", "tcp", port, OWN, ("etcd",), why, "backup.port", always=False)
+    if cluster.monitored and "listen-metrics-urls" not in flags:
+        port = str(ETCD_METRICS_PORT)
+        yield Port("etcd", "etcd", "tcp", port, OWN, _PROMETHEUS, "metrics, for Prometheus")
     yield from _urls(flags, "listen-metrics-urls", (ANYONE,), "metrics, opened by the site")
 
 
@@ -149,7 +160,8 @@ def _master(cluster: Cluster) -> Iterator[Port]:
         where = f"overrides.{service}.flags.bind-address"
         bind = cluster.override(service, "flags").get("bind-address")
         if bind is None:
-            yield Port("master", service, "tcp", str(number), OWN, ("master",), why)
+            sources = ("master", *(_PROMETHEUS if cluster.monitored else ()))
+            yield Port("master", service, "tcp", str(number), OWN, sources, why)
         else:
             yield _given("master", service, where, f"{bind}:{number}", why)
     for position, member in enumerate(cluster.with_role("etcd")):
@@ -179,6 +191,13 @@ def _node(cluster: Cluster) -> Iterator[Port]:
         where = "overrides.kubelet.config.readOnlyPort"
         why = "pods without authentication, opened by the site"
         yield Port("node", "kubelet", "tcp", port, OWN, (ANYONE,), why, where)
+    if cluster.monitored:
+        port, why = str(NODE_EXPORTER_PORT), "metrics of the host, for Prometheus"
+        # A pod with the host's network: its program is not one of ours, and comes after deploys.
+        yield Port(
+            "node", "node-exporter", "tcp", port, OWN, _PROMETHEUS, why, "addons.prometheus",
+            always=False,
+        )  # fmt: skip
     proxy = cluster.override("kube-proxy", "config")
     for key, default, why in (
         ("metricsBindAddress", "127.0.0.1:10249", "metrics, for the host itself"),

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import artifacts, etcd
+from . import artifacts, etcd, images, monitoring
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -611,6 +611,20 @@ def _upstream(value: Any) -> tuple[str, str] | None:
     return ("an IPv4 address or the path of a file", fault[1]) if fault else None
 
 
+def _matching(pattern: str, what: str, example: str) -> Check:
+    def check(value: Any) -> tuple[str, str] | None:
+        if isinstance(value, str) and re.fullmatch(pattern, value):
+            return None
+        return (what, f"write one such as {example}")
+
+    return check
+
+
+_size = _matching(r"[1-9]\d{0,5}(Mi|Gi|Ti)", "a size in Mi, Gi or Ti", "4Gi")
+_span_of_time = _matching(r"[1-9]\d{0,4}[hdwy]", "a time in h, d, w or y", "15d")
+_class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
+
+
 def _data(value: Any) -> tuple[str, str] | None:
     """A mapping that JSON can carry to the hosts."""
     if not isinstance(value, Mapping):
@@ -900,7 +914,20 @@ KEYS: tuple[Key, ...] = (
         default=f"registry.k8s.io/pause:{table.DEFAULTS['pause']}",
         check=_text,
     ),
-    Key("images.archives", "list", "Archives of images to load on every node.", default="none"),
+    Key("images.use", "mapping", "Other images for add-ons, by their names in the table."),
+    Key(
+        "images.use.<image>",
+        "image reference",
+        "One from a mirror or from `images.archives`, in place of the pinned one; the names are in "
+        "[addons.md](operations/addons.md).",
+        check=_one_of(images.NAMES),
+    ),
+    Key(
+        "images.archives",
+        "list",
+        "Archives of images to load on every node; those of an add-on only where it is wanted.",
+        default="none",
+    ),
     Key("images.archives[]", "mapping", "One archive, as `docker save` makes it."),
     Key(
         "images.archives[].name",
@@ -1133,11 +1160,61 @@ KEYS: tuple[Key, ...] = (
         check=_upstream,
     ),
     Key(
-        "addons.coredns.image",
-        "image reference",
-        "Another image, from a mirror or one of `images.archives`.",
-        default="pinned by digest, see [addons.md](operations/addons.md)",
-        check=_text,
+        "addons.prometheus",
+        "mapping",
+        "Metrics of hosts, pods and the cluster's own programs, by Prometheus, and alerts on them; "
+        "`{}` is enough. See [monitoring.md](operations/monitoring.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.prometheus.replicas",
+        "1 to 5",
+        "How many of them run, on different nodes, each with everything.",
+        default="two, where there are two nodes",
+        check=_integer(1, 5),
+    ),
+    Key(
+        "addons.prometheus.interval",
+        "1 to 300, whole",
+        "Seconds from one look at a target to the next.",
+        default=str(monitoring.DEFAULTS["interval"]),
+        check=_integer(1, 300),
+    ),
+    Key(
+        "addons.prometheus.retention",
+        "time",
+        "How long metrics are kept, in h, d, w or y.",
+        default=f"`{monitoring.DEFAULTS['retention']}`",
+        check=_span_of_time,
+    ),
+    Key(
+        "addons.prometheus.size",
+        "size",
+        "Room of each replica's data, in Mi, Gi or Ti: the oldest goes when four fifths are full.",
+        default=f"`{monitoring.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.prometheus.memory",
+        "size",
+        "Memory that each replica may take.",
+        default=f"`{monitoring.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.prometheus.storage_class",
+        "StorageClass",
+        "Where the data lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "addons.prometheus.pods",
+        "boolean",
+        "Whether pods with the annotations `prometheus.io/scrape` and `prometheus.io/port` are "
+        "scraped, too. Debian's build of Prometheus cannot.",
+        default=str(monitoring.DEFAULTS["pods"]).lower(),
+        check=_boolean,
     ),
 )
 
@@ -1146,6 +1223,7 @@ _VALUES: Mapping[str, Check] = {
     "artifacts.urls.<part>": _url_pattern,
     "artifacts.checksums.<part>.<version>.<arch>": _checksum_or_binaries,
     "overrides.<component>.flags.<flag>": _scalar,
+    "images.use.<image>": _text,
 }
 
 

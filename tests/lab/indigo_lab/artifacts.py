@@ -13,10 +13,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import archives, debian, kubernetes
+from . import archives, containers, debian, kubernetes
 from .base import LabError, cache, digest, remove_tree, run, say, sha256, write
 from .topology import MIRROR_URL
 
+# Images of add-ons that `--images` may bring, by the end of their names.
+ADDONS = ("coredns", "prometheus", "node-exporter")
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
 UPSTREAM = {
@@ -47,11 +49,13 @@ class Published:
         versions: component -> the version that this lab's cluster runs.
         checksums: component -> version -> architecture -> "sha256:…" (kubernetes: per binary).
         images: name, source (URL) and hash of each image archive.
+        use: name of an add-on's image in the project's table -> the image that stands for it here.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
     checksums: dict[str, dict[str, dict[str, str | dict[str, str]]]] = field(default_factory=dict)
     images: list[dict[str, str]] = field(default_factory=list)
+    use: dict[str, str] = field(default_factory=dict)
 
 
 class Docroot:
@@ -303,6 +307,9 @@ def _images(docroot: Docroot, busybox: Path, given: str | None) -> None:
         ),
         "indigo.lab/web:1",
     )
+    for name, (reference, archive) in containers.built(arch).items():
+        docroot.image(archive.stem, archive, reference)
+        docroot.published.use[name] = reference
     if given is None:
         return
     folder = Path(given).resolve()
@@ -315,6 +322,9 @@ def _images(docroot: Docroot, busybox: Path, given: str | None) -> None:
             raise LabError(f"--images: {path} names no image (manifest.json without RepoTags)")
         for name in names:
             docroot.image(f"extra/{path.stem}", path, name)
+            known = name.rsplit("/", 1)[-1].partition(":")[0]
+            if known in ADDONS:
+                docroot.published.use[known] = name
 
 
 def _pause() -> bytes:

@@ -30,7 +30,11 @@ def cluster(hosts: Sequence[Host], published: Published, *, cgroup_v1: bool) -> 
         "network": "routes",
         "versions": dict(published.versions),
         "artifacts": {"mirror": MIRROR_URL, "checksums": published.checksums},
-        "images": {"pause": "indigo.lab/pause:1", "archives": published.images},
+        "images": {
+            "pause": "indigo.lab/pause:1",
+            "use": dict(published.use),
+            "archives": published.images,
+        },
         "overrides": overrides(published.versions["kubernetes"], cgroup_v1=cgroup_v1),
     }
 

@@ -1,0 +1,339 @@
+"""What Prometheus scrapes, what it alerts on, and where it keeps what it found.
+
+Its configuration is computed here as data; the manifests only print it. Every host of the cluster
+is scraped at what its roles run, by its declared address; pods as the API lists them. Alerts are on what ``salt-run indigo.status`` checks, as far as a metric shows it.
+
+Sources: Prometheus' "Configuration" (``file_sd_config``) and "Alerting rules"; the metrics' names are those of etcd
+3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex`` and node_exporter 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from .cluster import API_PORT, Cluster, Host
+from .etcd import METRICS_PORT as ETCD_PORT
+from .etcd import metrics_url
+from .lb import METRICS_PORT as HAPROXY_PORT
+from .master import CONTROLLER_MANAGER_PORT, SCHEDULER_PORT
+
+KUBELET_PORT = 10250
+NODE_EXPORTER_PORT = 9100
+
+#: Where Kubernetes puts a pod's own token and the cluster's authority.
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+#: Settings of ``addons.prometheus``. ``interval`` is in seconds.
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "replicas": None,
+        "interval": 15,
+        "retention": "15d",
+        "size": "4Gi",
+        "memory": "1Gi",
+        "storage_class": None,
+        "pods": True,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert: what is wrong while the expression has a result for so long."""
+
+    name: str
+    expression: str
+    lasting: str
+    severity: str
+    summary: str
+
+
+#: What ``indigo.status`` would call a problem, as metrics show it.
+ALERTS: tuple[Alert, ...] = (
+    Alert(
+        "TargetDown",
+        "up == 0",
+        "2m",
+        "warning",
+        "{{ $labels.job }} on {{ $labels.host }} is not scraped",
+    ),
+    Alert(
+        "EtcdMemberDown",
+        'up{job="etcd"} == 0',
+        "1m",
+        "critical",
+        "etcd on {{ $labels.host }} does not answer",
+    ),
+    Alert(
+        "EtcdNoLeader",
+        "etcd_server_has_leader == 0",
+        "30s",
+        "critical",
+        "the etcd member on {{ $labels.host }} knows of no leader",
+    ),
+    Alert(
+        "EtcdDatabaseNearQuota",
+        "etcd_mvcc_db_total_size_in_bytes / etcd_server_quota_backend_bytes > 0.8",
+        "10m",
+        "critical",
+        "the database of etcd on {{ $labels.host }} takes more than 80 % of its quota",
+    ),
+    Alert(
+        "APIServerDown",
+        'up{job="kube-apiserver"} == 0',
+        "1m",
+        "critical",
+        "the API server on {{ $labels.host }} does not answer",
+    ),
+    Alert(
+        "MasterNotServed",
+        'max by (server) (haproxy_server_status{proxy="masters",state="UP"}) == 0',
+        "1m",
+        "critical",
+        "no load balancer sends requests to {{ $labels.server }}",
+    ),
+    Alert(
+        "LoadBalancerDown",
+        'up{job="haproxy"} == 0',
+        "1m",
+        "critical",
+        "haproxy on {{ $labels.host }} does not answer",
+    ),
+    Alert(
+        "NobodyLeads",
+        'max by (name) (leader_election_master_status{job=~"kube-(controller-manager|scheduler)"})'
+        " < 1",
+        "1m",
+        "critical",
+        "no {{ $labels.name }} leads",
+    ),
+    Alert(
+        "NodeDown",
+        'up{job="kubelet"} == 0',
+        "1m",
+        "critical",
+        "kubelet on {{ $labels.host }} does not answer",
+    ),
+    Alert(
+        "DiskNearlyFull",
+        'node_filesystem_avail_bytes{mountpoint="/"} / node_filesystem_size_bytes < 0.1',
+        "10m",
+        "warning",
+        "less than a tenth of the root file system of {{ $labels.host }} is free",
+    ),
+)
+
+
+def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifests are filled with, beside what the site set.
+
+    Args:
+        cluster: The declared cluster.
+        given: Settings of ``addons.prometheus`` with defaults.
+
+    Returns:
+        ``replicas``, ``config`` and ``rules`` (text of two files), ``digest`` of both, ``targets``
+        (text of a file each), ``keep`` (size at which the oldest data goes), ``volumes`` and
+        ``claims`` of the pods, ``port`` of node-exporter, and ``expect``: by job the hosts that it
+        must reach.
+    """
+    config = json.dumps(configuration(cluster, given), indent=1)
+    rules = json.dumps(alerts(), indent=1)
+    claims, volumes = _storage(given)
+    listed = targets(cluster)
+    return {
+        "replicas": given["replicas"] or min(2, max(1, len(cluster.with_role("node")))),
+        "config": config,
+        "rules": rules,
+        "digest": hashlib.sha256((config + rules).encode()).hexdigest()[:16],
+        "targets": {f"{name}.json": json.dumps(found, indent=1) for name, found in listed.items()},
+        # The rest is for the log of what was not compacted yet, which does not count.
+        "keep": f"{_mebibytes(given['size']) * 8 // 10}MB",
+        "claims": claims,
+        "volumes": volumes,
+        "port": NODE_EXPORTER_PORT,
+        "expect": {
+            job: [one["labels"]["host"] for one in listed[file]]
+            for job, file in _FILES.items()
+            if listed[file]
+        },
+    }
+
+
+def _mebibytes(size: str) -> int:
+    """A size of the cluster file in MiB.
+
+    >>> _mebibytes("4Gi")
+    4096
+    """
+    number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)", size).groups()  # type: ignore[union-attr]
+    return int(number) * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]
+
+
+def _storage(given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Claims and volumes: a disk of the class that the site named, or the node's own."""
+    if not given["storage_class"]:
+        return [], [{"name": "data", "emptyDir": {"sizeLimit": given["size"]}}]
+    claim = {
+        "metadata": {"name": "data"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": given["storage_class"],
+            "resources": {"requests": {"storage": given["size"]}},
+        },
+    }
+    return [claim], []
+
+
+def alerts() -> dict[str, Any]:
+    """The file of alerting rules."""
+    rules = [
+        {
+            "alert": one.name,
+            "expr": one.expression,
+            "for": one.lasting,
+            "labels": {"severity": one.severity},
+            "annotations": {"summary": one.summary},
+        }
+        for one in ALERTS
+    ]
+    return {"groups": [{"name": "indigo", "rules": rules}]}
+
+
+#: Jobs, and the file with the targets of each.
+_FILES: Mapping[str, str] = MappingProxyType(
+    {
+        "kube-apiserver": "kube-apiserver",
+        "kube-controller-manager": "kube-controller-manager",
+        "kube-scheduler": "kube-scheduler",
+        "etcd": "etcd",
+        "haproxy": "haproxy",
+        "kubelet": "kubelet",
+        "cadvisor": "kubelet",
+        "node-exporter": "node-exporter",
+    }
+)
+
+#: Jobs whose targets want TLS and a token.
+_SECURED = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "cadvisor")
+
+
+def targets(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
+    """What every declared host is scraped at, as files for Prometheus to watch.
+
+    A file that changes is read again without a restart, so hosts may come and go.
+
+    Returns:
+        By name of a file its groups, one for each host, with the label ``host``: the host's name
+        in Kubernetes.
+
+    Example:
+        >>> from .cluster import Host, Vip
+        >>> hosts = {"M": Host("M", "10.0.0.3", ("master",))}
+        >>> c = Cluster("x", hosts, Vip("10.0.0.9", "eth0"), "10.96.0.0/16", "10.244.0.0/16")
+        >>> targets(c)["kube-scheduler"]
+        [{'targets': ['10.0.0.3:10259'], 'labels': {'host': 'm'}}]
+    """
+    kubelet = cluster.override("kubelet", "config").get("port") or KUBELET_PORT
+    ports = {
+        "kube-apiserver": ("master", API_PORT),
+        "kube-controller-manager": ("master", CONTROLLER_MANAGER_PORT),
+        "kube-scheduler": ("master", SCHEDULER_PORT),
+        "haproxy": ("lb", HAPROXY_PORT),
+        "kubelet": ("node", kubelet),
+        "node-exporter": ("node", NODE_EXPORTER_PORT),
+    }
+    found = {
+        name: [_group(host, f"{host.address}:{port}") for host in cluster.with_role(role)]
+        for name, (role, port) in ports.items()
+    }
+    found["etcd"] = [
+        _group(host, url.partition("//")[2])
+        for host in cluster.with_role("etcd")
+        if (url := metrics_url(cluster, host))
+    ]
+    return found
+
+
+def _group(host: Host, target: str) -> dict[str, Any]:
+    return {"targets": [target], "labels": {"host": host.name}}
+
+
+def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Prometheus' own file.
+
+    Args:
+        cluster: The declared cluster.
+        given: Settings of ``addons.prometheus`` with defaults.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> c = Cluster("x", {}, Vip("10.0.0.9", "eth0"), "10.96.0.0/16", "10.244.0.0/16")
+        >>> [job["job_name"] for job in configuration(c, DEFAULTS)["scrape_configs"]][:2]
+        ['kube-apiserver', 'kube-controller-manager']
+    """
+    secured = {
+        "scheme": "https",
+        "authorization": {"credentials_file": f"{ACCOUNT}/token"},
+        "tls_config": {"ca_file": f"{ACCOUNT}/ca.crt"},
+    }
+    jobs: list[dict[str, Any]] = [
+        {
+            "job_name": job,
+            **(secured if job in _SECURED else {}),
+            **({"metrics_path": "/metrics/cadvisor"} if job == "cadvisor" else {}),
+            "file_sd_configs": [{"files": [f"/etc/prometheus-targets/{file}.json"]}],
+        }
+        for job, file in _FILES.items()
+    ]
+    if given["pods"]:
+        jobs.append(_pods())
+    interval = f"{given['interval']}s"
+    return {
+        "global": {
+            "scrape_interval": interval,
+            "scrape_timeout": f"{min(10, given['interval'])}s",
+            "evaluation_interval": interval,
+            "external_labels": {"cluster": cluster.name},
+        },
+        "rule_files": ["/etc/prometheus/rules.yaml"],
+        "scrape_configs": jobs,
+    }
+
+
+def _pods() -> dict[str, Any]:
+    """Pods that ask for it, by the annotations that most charts know."""
+    annotation = "__meta_kubernetes_pod_annotation_prometheus_io"
+    return {
+        "job_name": "pods",
+        "kubernetes_sd_configs": [{"role": "pod"}],
+        "relabel_configs": [
+            {"source_labels": [f"{annotation}_scrape"], "action": "keep", "regex": "true"},
+            # Each pod once, at the port that it names, and not at each of its ports.
+            {
+                "source_labels": ["__meta_kubernetes_pod_ip", f"{annotation}_port"],
+                "separator": ":",
+                "regex": r"([^:]+:\d+)",
+                "action": "keep",
+            },
+            {
+                "source_labels": ["__meta_kubernetes_pod_ip", f"{annotation}_port"],
+                "separator": ":",
+                "target_label": "__address__",
+            },
+            {
+                "source_labels": [f"{annotation}_path"],
+                "regex": "(.+)",
+                "target_label": "__metrics_path__",
+            },
+            {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
+            {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
+            {"source_labels": ["__meta_kubernetes_pod_node_name"], "target_label": "host"},
+        ],
+    }
