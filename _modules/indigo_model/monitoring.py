@@ -1,10 +1,12 @@
 """What Prometheus scrapes, what it alerts on, and where it keeps what it found.
 
 Its configuration is computed here as data; the manifests only print it. Every host of the cluster
-is scraped at what its roles run, by its declared address; pods as the API lists them. Alerts are on what ``salt-run indigo.status`` checks, as far as a metric shows it.
+is scraped at what its roles run, by its declared address; pods as the API lists them. Alerts are
+on what ``salt-run indigo.status`` checks, as far as a metric shows it.
 
-Sources: Prometheus' "Configuration" (``file_sd_config``) and "Alerting rules"; the metrics' names are those of etcd
-3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex`` and node_exporter 1.
+Sources: Prometheus' "Configuration" (``file_sd_config``) and "Alerting rules"; the metrics' names
+are those of etcd 3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex`` and
+node_exporter 1.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from types import MappingProxyType
 from typing import Any
 
 from .cluster import API_PORT, Cluster, Host
-from .etcd import METRICS_PORT as ETCD_PORT
 from .etcd import metrics_url
 from .lb import METRICS_PORT as HAPROXY_PORT
 from .master import CONTROLLER_MANAGER_PORT, SCHEDULER_PORT

@@ -9,11 +9,12 @@ import socket
 import struct
 import tarfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from indigo_model import addons, versions
+from indigo_model import addons, images, versions
 from indigo_model.cluster import Cluster, Host, Vip
 from salt.exceptions import CommandExecutionError
 from support import ROOT, load
@@ -47,10 +48,52 @@ def test_only_the_first_master_brings_them_also_when_none_is_wanted():
 
 
 @pytest.mark.parametrize("minor", range(versions.FIRST_MINOR, versions.LAST_MINOR + 1))
-@pytest.mark.parametrize("name", addons.ADDONS)
+@pytest.mark.parametrize("name", images.NAMES)
 def test_every_image_is_pinned_by_version_and_digest(name, minor):
-    pinned = addons.image(name, f"1.{minor}.0")
-    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+(\.\d+)+@sha256:[0-9a-f]{64}", pinned)
+    pinned = images.pinned(name, f"1.{minor}.0")
+    assert re.fullmatch(r"[a-z0-9./-]+:v?\d+(\.\d+)+@sha256:[0-9a-f]{64}", pinned.reference)
+    assert pinned.licence and pinned.addon in addons.ADDONS
+
+
+def test_every_addon_takes_its_images_from_the_table():
+    for name, settings in addons.wanted(cluster(**{name: {} for name in addons.ADDONS})).items():
+        assert settings["images"]
+        text = (ROOT / "salt" / "addons" / name / "manifests.yaml.jinja").read_text()
+        named = re.findall(r"^ +image: (.*)$", text, re.MULTILINE)
+        assert len(named) == len(settings["images"])
+        assert all(one.startswith("{{ addon.images") for one in named)
+
+
+def test_the_page_has_the_table_of_images():
+    page = (ROOT / "docs/operations/addons.md").read_text(encoding="utf-8")
+    assert images.table() in page, "run: python tests/unit/test_addons.py"
+
+
+def test_a_site_has_its_own_images_and_loads_those_of_wanted_addons_alone():
+    names = ["my/web:1", "my/prometheus:1", images.pinned("coredns", "1.36.2").reference]
+    archives = [{"name": name, "source": f"http://x/{n}.tar"} for n, name in enumerate(names)]
+    own = {"use": {"prometheus": "my/prometheus:1"}, "archives": archives}
+
+    def loaded(**wanted):
+        return [one["name"] for one in images.loaded(with_images(**wanted), archives)]
+
+    def with_images(**wanted):
+        return replace(cluster(**wanted), images=own)
+
+    assert loaded() == names[:1]
+    assert loaded(prometheus={}) == names[:2]
+    assert loaded(coredns={}) == [names[0], names[2]]
+    found = {one["name"]: one for one in images.needed(with_images(prometheus={}))}
+    assert set(found) == {"prometheus", "node-exporter"}
+    assert found["prometheus"]["reference"] == "my/prometheus:1"
+    assert (found["prometheus"]["archive"], found["prometheus"]["licence"]) == (
+        "http://x/1.tar",
+        None,
+    )
+    assert (found["node-exporter"]["archive"], found["node-exporter"]["licence"]) == (
+        None,
+        "Apache-2.0",
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,8 +357,12 @@ def endpoints(*addresses: str) -> dict[str, Any]:
     ("ready", "knows", "problem"),
     [
         (["10.244.0.2", "10.244.1.2"], "10.96.0.1", ""),
-        (["10.244.0.2"], "10.96.0.1", "1 of 2 replicas are ready"),
-        ([], "10.96.0.1", "0 of 2 replicas are ready"),
+        (
+            ["10.244.0.2"],
+            "10.96.0.1",
+            "Deployment kube-system/coredns: 1 of 2 replicas are ready: no pod",
+        ),
+        ([], "10.96.0.1", "Deployment kube-system/coredns: 0 of 2 replicas are ready: no pod"),
         (["10.244.0.2", "10.244.1.2"], "10.9.9.9", "10.244.0.2 says that kubernetes.default.svc.x"),
     ],
 )
@@ -326,12 +373,125 @@ def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, know
         "components": {"kube-apiserver": {"url": "https://10.0.0.1:6443"}},
         "addons": {"wanted": {"coredns": {"replicas": 2}}},
     }
-    functions = {"indigo_kube.get": lambda path, server: endpoints(*ready)}
+    answers = {
+        "/api/v1/namespaces/kube-system/endpoints/kube-dns": endpoints(*ready),
+        "/apis/apps/v1/namespaces/kube-system/deployments/coredns": workload(2, len(ready)),
+        "/api/v1/namespaces/kube-system/pods?labelSelector=a=b": {"items": []},
+    }
+    functions = {"indigo_kube.get": lambda path, server: answers[path]}
+    there = {"coredns": [("apps", "Deployment", "kube-system", "coredns")]}
     monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    monkeypatch.setattr(module, "installed", lambda: there)
     monkeypatch.setattr(module, "resolve", lambda *_: [knows])
     assert module.works()["coredns"].startswith(problem)
     assert bool(module.works()["coredns"]) == bool(problem)
+
+
+def workload(wanted: int, ready: int, updated: int | None = None, seen: int = 3) -> dict[str, Any]:
+    return {
+        "metadata": {"generation": 3},
+        "spec": {"replicas": wanted, "selector": {"matchLabels": {"a": "b"}}},
+        "status": {
+            "observedGeneration": seen,
+            "readyReplicas": ready,
+            "updatedReplicas": wanted if updated is None else updated,
+            "desiredNumberScheduled": wanted,
+            "numberReady": ready,
+            "updatedNumberScheduled": wanted if updated is None else updated,
+            "currentRevision": "1",
+            "updateRevision": "2",
+        },
+    }
+
+
+# --- whether pods are ready, and why not ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", module.WORKLOADS)
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (workload(2, 2), ""),
+        (workload(2, 1), "1 of 2 replicas are ready"),
+        (workload(2, 2, updated=1), "1 of 2 replicas are up to date"),
+        (workload(2, 2, seen=2), "its controller has not looked at it yet"),
+    ],
+)
+def test_a_workload_is_ready_when_all_of_it_is_new_and_ready(kind, found, told):
+    assert module.lacking(kind, found) == told
+
+
+def pod(name: str, *states: dict[str, Any], **conditions: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name},
+        "status": {
+            "conditions": [{"type": kind, **one} for kind, one in conditions.items()],
+            "containerStatuses": [{"name": f"c{n}", **one} for n, one in enumerate(states)],
+        },
+    }
+
+
+READY = {"status": "True"}
+PULL = {"waiting": {"reason": "ErrImagePull", "message": "no such host"}}
+
+
+@pytest.mark.parametrize(
+    ("pods", "told"),
+    [
+        ([], "no pod of it is there yet"),
+        (
+            [pod("a", {"state": PULL}, Ready={"status": "False"})],
+            "a: c0: ErrImagePull: no such host",
+        ),
+        ([pod("a", Ready=READY), pod("b", {"state": PULL})], "b: c0: ErrImagePull: no such host"),
+        (
+            [pod("a", PodScheduled={"status": "False", "reason": "Unschedulable", "message": "x"})],
+            "a: Unschedulable: x",
+        ),
+        ([pod("a", {"state": {"waiting": {"reason": "ContainerCreating"}}})], "a is starting"),
+        (
+            [
+                pod(
+                    "a",
+                    {
+                        "state": {"running": {}},
+                        "lastState": {"terminated": {"reason": "OOMKilled"}},
+                    },
+                )
+            ],
+            "a: c0: OOMKilled",
+        ),
+    ],
+)
+def test_kubernetes_own_reason_is_told(pods, told):
+    assert module.reason(pods) == told
+
+
+def test_one_addon_that_does_not_work_says_nothing_of_the_other(monkeypatch):
+    there = {name: [("apps", "Deployment", "n", name)] for name in ("coredns", "prometheus")}
+    objects = {"coredns": workload(1, 0), "prometheus": workload(1, 1)}
+
+    def get(path, server):
+        if "pods?" in path:
+            return {"items": [pod("x", {"state": PULL})]}
+        return objects[path.rsplit("/", 1)[-1]]
+
+    view = {
+        "components": {"kube-apiserver": {"url": ""}},
+        "addons": {"wanted": {"coredns": {}, "prometheus": {}}},
+    }
+    monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
+    monkeypatch.setattr(module, "__salt__", {"indigo_kube.get": get}, raising=False)
+    monkeypatch.setattr(module, "installed", lambda: there)
+    monkeypatch.setattr(module, "_CHECKS", {"prometheus": lambda _: ""})
+    assert module.works() == {
+        "coredns": "Deployment n/coredns: 0 of 1 replicas are ready: "
+        "x: c0: ErrImagePull: no such host",
+        "prometheus": "",
+    }
+    monkeypatch.setattr(module, "installed", lambda: {})
+    assert all("is not in the cluster" in why for why in module.works().values())
 
 
 def test_waiting_ends_with_what_is_wrong(monkeypatch):
@@ -365,3 +525,10 @@ def test_a_deploy_ends_when_the_addons_work(monkeypatch, wanted, answer, test, r
     ret = cluster_states.addons_work("step")
     assert ret["result"] is result
     assert told in ret["comment"]
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs/operations/addons.md"
+    old = page.read_text(encoding="utf-8")
+    new = re.sub(r"\| Image \| Add-on \|.*?\n\n", images.table() + "\n\n", old, flags=re.DOTALL)
+    page.write_text(new, encoding="utf-8")

@@ -10,7 +10,7 @@ from . import archives, debian
 from .base import LabError, cache, digest, remove_tree, say, write
 
 LIBC = "libc6"
-# What a program of Go that was built with cgo may load: the library itself, and what resolves names.
+# What a program of Go that was built with cgo may load: the library, and what resolves names.
 LIBRARIES = ("libc.so.6", "libresolv.so.2", "libpthread.so.0", "libdl.so.2", "libm.so.6",
              "libnss_files.so.2", "libnss_dns.so.2")  # fmt: skip
 
@@ -52,7 +52,9 @@ def built(arch: str) -> dict[str, tuple[str, Path]]:
     spec = digest(json.dumps([asdict(one) for one in PROGRAMS]), repr(LIBRARIES), arch)
     index = cache("archives", f"images-{debian.release()}-{spec}.json")
     if index.exists():
-        found = {name: (ref, Path(path)) for name, (ref, path) in json.loads(index.read_text()).items()}
+        found = {
+            name: (ref, Path(path)) for name, (ref, path) in json.loads(index.read_text()).items()
+        }
         if all(path.exists() for _, path in found.values()):
             return found
     say(f"images: build {', '.join(one.name for one in PROGRAMS)} from Debian's packages")
@@ -104,4 +106,4 @@ def _members(
     members.update(libraries)
     members[entry] = program
     folders = {f"{parent}/" for path in members for parent in Path(path).parents if parent.name}
-    return {**{folder: b"" for folder in sorted(folders)}, **members}
+    return {**dict.fromkeys(sorted(folders), b""), **members}
