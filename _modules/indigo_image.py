@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -231,12 +232,126 @@ def import_(archive: Mapping[str, str], ctr: str = "ctr") -> list[str]:
         raise CommandExecutionError(
             f"{name}: containerd imported {source} but has no {', '.join(absent)}"
         )
+    _name_by_digest(images, ctr)
     RECORDS.mkdir(parents=True, exist_ok=True)
     record = _record(archive)
     fresh = record.with_suffix(".new")
     fresh.write_text(json.dumps({"name": name, "images": images}) + "\n", encoding="utf-8")
     os.replace(fresh, record)
     return images
+
+
+def digests(ctr: str = "ctr") -> dict[str, str]:
+    """Images that containerd has for pods: name to the digest of its manifest.
+
+    Args:
+        ctr: Path of containerd's client.
+
+    Raises:
+        CommandExecutionError: containerd does not answer.
+
+    Example:
+        ``salt node1 indigo_image.digests /opt/indigo/containerd-2.3.2/ctr``
+    """
+    rows = (line.split() for line in _ctr(ctr, "ls", timeout=60).splitlines())
+    return {
+        name: found
+        for name, *columns in rows
+        for found in columns
+        if re.fullmatch(r"sha256:[0-9a-f]{64}", found)
+    }
+
+
+def _name_by_digest(images: Iterable[str], ctr: str) -> None:
+    """Give images the name by digest too, as a pull does: kubelet asks by it for pinned ones."""
+    there = digests(ctr)
+    for image in images:
+        repository = image.partition("@")[0].rpartition(":")[0]
+        wanted = f"{repository}@{there.get(image)}"
+        if image in there and wanted not in there:
+            _ctr(ctr, "tag", image, wanted, timeout=60)
+
+
+def presence(references: Iterable[str]) -> dict[str, bool]:
+    """Which images this node has: as pinned, where they are pinned by digest.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt node1 indigo_image.presence '[indigo.lab/web:1]'
+    """
+    there = digests(__pillar__["indigo"]["binaries"]["ctr"])
+    return {one: _held(one, there) is not None for one in references}
+
+
+def _held(reference: str, there: Mapping[str, str]) -> str | None:
+    """The name under which containerd has an image; None where it has not, or another one."""
+    name, _, digest = reference.partition("@")
+    name = normalized(name)
+    repository = name.rpartition(":")[0]
+    for known in (f"{repository}@{digest}", name):
+        if known in there and digest in ("", there[known]):
+            return known
+    return None
+
+
+def save(references: Iterable[str], folder: str) -> dict[str, dict[str, str]]:
+    """Write images as archives into a folder of this node; pull those that it does not have.
+
+    Args:
+        references: Images, as manifests name them.
+        folder: Absolute path; it is made where it is not there.
+
+    Returns:
+        Reference to ``name`` (without digest), ``file`` and ``hash`` of its archive.
+
+    Raises:
+        CommandExecutionError: An image is neither here nor can be pulled, or is not the pinned one.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt node1 indigo_image.save '[indigo.lab/web:1]' /srv/images
+    """
+    ctr = __pillar__["indigo"]["binaries"]["ctr"]
+    result = {}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for reference in references:
+        found = _held(reference, digests(ctr))
+        if found is None:
+            _ctr(ctr, "pull", reference)
+            found = _held(reference, digests(ctr))
+        if found is None:
+            raise CommandExecutionError(f"{reference}: what was pulled is another image")
+        name = normalized(reference.partition("@")[0])
+        if found != name:
+            # An archive tells the name that it was saved by.
+            _ctr(ctr, "tag", "--force", found, name, timeout=60)
+        path = Path(folder) / archive_name(name)
+        partial = path.with_name(path.name + ".new")
+        _ctr(ctr, "export", str(partial), name)
+        partial.replace(path)
+        result[reference] = {"name": name, "file": path.name, "hash": f"sha256:{_sha256(path)}"}
+    return result
+
+
+def archive_name(reference: str) -> str:
+    """The file name of an image's archive.
+
+    >>> archive_name("quay.io/prometheus/prometheus:v2.55.1")
+    'quay.io_prometheus_prometheus_v2.55.1.tar'
+    """
+    return re.sub(r"[/:]", "_", reference) + ".tar"
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _verify(archive: Mapping[str, str], path: Path) -> None:

@@ -185,6 +185,34 @@ def setup(
     return __salt__["indigo_setup.run"](conf, more=more, force=force, test=test, deploy=deploy)
 
 
+def images(
+    save: str | None = None, load: str | None = None, node: str | None = None
+) -> dict[str, Any]:
+    """Images of the wanted add-ons: list them, or carry them to a cluster without a registry.
+
+    Args:
+        save: Folder of a node into which archives of all of them are written.
+        load: Folder of the Salt master with such archives, for the Salt master to serve.
+        node: Minion id of the node that saves; by default the first.
+
+    Returns:
+        See ``indigo_images.list``, ``indigo_images.save`` and ``indigo_images.load``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.images
+        salt-run indigo.images save=/mnt/disk node=node1
+        salt-run indigo.images load=/mnt/disk
+    """
+    if save:
+        return __salt__["indigo_images.save"](save, node=node)
+    if load:
+        return __salt__["indigo_images.load"](load)
+    return __salt__["indigo_images.list"]()
+
+
 def remove(
     host: str | list[str],
     force: bool = False,

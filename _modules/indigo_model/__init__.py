@@ -179,6 +179,20 @@ def plan() -> dict[str, Any]:
     return json.loads((_views() / "plan").read_text())
 
 
+def images() -> list[dict[str, Any]]:
+    """Images that the wanted add-ons need, see :mod:`images`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run salt.cmd indigo_model.images
+    """
+    from . import images as table
+
+    return table.needed(_cluster())
+
+
 def host_problems(facts: dict[str, Any]) -> list[str]:
     """What preflight finds wrong about the hosts, see :mod:`preflight`.
 

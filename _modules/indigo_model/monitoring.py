@@ -46,7 +46,10 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Alert:
-    """One alert: what is wrong while the expression has a result for so long."""
+    """One alert: what is wrong while the expression has a result for so long.
+
+    Which host it is about is in its labels.
+    """
 
     name: str
     expression: str
@@ -62,49 +65,49 @@ ALERTS: tuple[Alert, ...] = (
         "up == 0",
         "2m",
         "warning",
-        "{{ $labels.job }} on {{ $labels.host }} is not scraped",
+        "a target is not scraped",
     ),
     Alert(
         "EtcdMemberDown",
         'up{job="etcd"} == 0',
         "1m",
         "critical",
-        "etcd on {{ $labels.host }} does not answer",
+        "etcd does not answer there",
     ),
     Alert(
         "EtcdNoLeader",
         "etcd_server_has_leader == 0",
         "30s",
         "critical",
-        "the etcd member on {{ $labels.host }} knows of no leader",
+        "that member of etcd knows of no leader",
     ),
     Alert(
         "EtcdDatabaseNearQuota",
         "etcd_mvcc_db_total_size_in_bytes / etcd_server_quota_backend_bytes > 0.8",
         "10m",
         "critical",
-        "the database of etcd on {{ $labels.host }} takes more than 80 % of its quota",
+        "etcd's database takes more than four fifths of its quota",
     ),
     Alert(
         "APIServerDown",
         'up{job="kube-apiserver"} == 0',
         "1m",
         "critical",
-        "the API server on {{ $labels.host }} does not answer",
+        "the API server does not answer there",
     ),
     Alert(
         "MasterNotServed",
         'max by (server) (haproxy_server_status{proxy="masters",state="UP"}) == 0',
         "1m",
         "critical",
-        "no load balancer sends requests to {{ $labels.server }}",
+        "no load balancer sends requests to that master",
     ),
     Alert(
         "LoadBalancerDown",
         'up{job="haproxy"} == 0',
         "1m",
         "critical",
-        "haproxy on {{ $labels.host }} does not answer",
+        "haproxy does not answer there",
     ),
     Alert(
         "NobodyLeads",
@@ -112,21 +115,21 @@ ALERTS: tuple[Alert, ...] = (
         " < 1",
         "1m",
         "critical",
-        "no {{ $labels.name }} leads",
+        "none of that component leads",
     ),
     Alert(
         "NodeDown",
         'up{job="kubelet"} == 0',
         "1m",
         "critical",
-        "kubelet on {{ $labels.host }} does not answer",
+        "kubelet does not answer there",
     ),
     Alert(
         "DiskNearlyFull",
         'node_filesystem_avail_bytes{mountpoint="/"} / node_filesystem_size_bytes < 0.1',
         "10m",
         "warning",
-        "less than a tenth of the root file system of {{ $labels.host }} is free",
+        "less than a tenth of the root file system is free",
     ),
 )
 

@@ -17,8 +17,18 @@ import json, pathlib, sys
 store = pathlib.Path(sys.argv[0]).with_name("images.json")
 images = json.loads(store.read_text()) if store.exists() else []
 assert sys.argv[1:4] == ["--namespace", "k8s.io", "images"], sys.argv
-if sys.argv[4] == "ls":
+if sys.argv[4:] == ["ls"]:
+    print("REF TYPE DIGEST SIZE")
+    for image in images:
+        print(image, "application/vnd.oci", "sha256:" + "d" * 64, "1.0 MiB")
+elif sys.argv[4] == "ls":
     print("\\n".join(images))
+elif sys.argv[4] == "tag":
+    store.write_text(json.dumps(images + [sys.argv[-1]]))
+elif sys.argv[4] == "pull":
+    store.write_text(json.dumps(images + [sys.argv[5].replace(":1@", "@")]))
+elif sys.argv[4] == "export":
+    pathlib.Path(sys.argv[5]).write_text(sys.argv[6])
 elif sys.argv[4] == "import":
     pathlib.Path(sys.argv[0]).with_name("imported").write_text(sys.argv[5])
     store.write_text(json.dumps(images + ["indigo.lab/pause:1"]))
@@ -168,3 +178,30 @@ def test_names_in_an_oci_layout(module, tmp_path):
 def test_only_strong_checksums_count(module, digest):
     with pytest.raises(CommandExecutionError, match=r"images\.archives"):
         module.missing([{"name": "x", "source": "y", "hash": digest}])
+
+
+PINNED = "indigo.lab/pause:1@sha256:" + "d" * 64
+
+
+def test_an_imported_image_is_found_by_the_digest_that_a_manifest_pins(module, ctr, tmp_path):
+    module.import_(docker_archive(tmp_path / "pause.tar", "indigo.lab/pause:1"), ctr)
+    module.__pillar__ = {"indigo": {"binaries": {"ctr": ctr}}}
+    other = "indigo.lab/pause:1@sha256:" + "e" * 64
+    assert module.presence(["indigo.lab/pause:1", PINNED, other, "web:1"]) == {
+        "indigo.lab/pause:1": True,
+        PINNED: True,
+        other: False,
+        "web:1": False,
+    }
+    assert "indigo.lab/pause@sha256:" + "d" * 64 in module.listed(ctr)
+
+
+def test_an_image_is_saved_under_its_name_and_pulled_where_it_is_not_there(module, ctr, tmp_path):
+    module.__pillar__ = {"indigo": {"binaries": {"ctr": ctr}}}
+    saved = module.save([PINNED], str(tmp_path / "out"))[PINNED]
+    path = tmp_path / "out" / saved["file"]
+    assert saved["name"] == path.read_text() == "indigo.lab/pause:1"
+    assert saved["hash"] == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    other = "indigo.lab/web:1@sha256:" + "e" * 64
+    with pytest.raises(CommandExecutionError, match="another image"):
+        module.save([other], str(tmp_path / "out"))
