@@ -34,7 +34,7 @@ except ImportError:
     HAS_NETADDR = False
 
 __virtualname__ = "indigo_model"
-__func_alias__ = {"view_": "view", "setup_": "setup"}
+__func_alias__ = {"images_": "images", "setup_": "setup", "view_": "view"}
 
 CLUSTER_FILE = "cluster.yaml"
 
@@ -179,7 +179,7 @@ def plan() -> dict[str, Any]:
     return json.loads((_views() / "plan").read_text())
 
 
-def images() -> list[dict[str, Any]]:
+def images_() -> list[dict[str, Any]]:
     """Images that the wanted add-ons need, see :mod:`images`.
 
     CLI Example:
@@ -188,9 +188,9 @@ def images() -> list[dict[str, Any]]:
 
         salt-run salt.cmd indigo_model.images
     """
-    from . import images as table
+    from . import images
 
-    return table.needed(_cluster())
+    return images.needed(_cluster())
 
 
 def host_problems(facts: dict[str, Any]) -> list[str]:
