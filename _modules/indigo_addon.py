@@ -571,8 +571,8 @@ def _metrics(settings: Mapping[str, Any]) -> str:
     return ""
 
 
-def _asked(url: str, timeout: float = 5) -> Any:
-    """The data of an answer of Prometheus' API.
+def _asked(url: str, key: str = "data", timeout: float = 5) -> Any:
+    """What an answer in JSON has under a key; Prometheus' API has all under ``data``.
 
     Raises:
         CommandExecutionError: No answer, or an error.
@@ -581,12 +581,41 @@ def _asked(url: str, timeout: float = 5) -> Any:
         # Not through a proxy of the environment: it is a pod.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(url, timeout=timeout) as answer:
-            return json.load(answer)["data"]
+            return json.load(answer)[key]
     except (OSError, ValueError, KeyError) as err:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
+
+
+def _long_term(settings: Mapping[str, Any]) -> str:
+    """InfluxDB has its database, and what Prometheus found lately is in it."""
+    addresses = _addresses("metrics-archive", "influxdb", "http")
+    if not addresses:
+        return "the service influxdb leads to no pod"
+    base = f"http://{addresses[0]}:{settings['port']}/query"
+    database = settings["database"]
+    names = _answered(base, "SHOW DATABASES")
+    if [database] not in [row for one in names for row in one.get("values", [])]:
+        return f"{addresses[0]} has no database {database}"
+    lately = 'SELECT last("value") FROM "up" WHERE time > now() - 10m'
+    if settings["fed"] and not _answered(base, lately, db=database):
+        return f"{addresses[0]} got nothing from Prometheus in the last ten minutes"
+    return ""
+
+
+def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
+    """The series of InfluxDB's answer to one query.
+
+    Raises:
+        CommandExecutionError: No answer, or an error in it.
+    """
+    (result,) = _asked(f"{base}?{urllib.parse.urlencode({'q': query, **more})}", "results")
+    if "error" in result:
+        raise CommandExecutionError(f"{base}: {query}: {result['error']}")
+    return list(result.get("series", []))
 
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "coredns": _dns,
     "prometheus": _metrics,
+    "influxdb": _long_term,
 }

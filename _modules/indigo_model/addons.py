@@ -19,6 +19,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "coredns": MappingProxyType({"replicas": None, "upstream": ["/etc/resolv.conf"]}),
         "prometheus": monitoring.DEFAULTS,
+        "influxdb": monitoring.INFLUXDB,
     }
 )
 
@@ -81,4 +82,5 @@ def _coredns(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
 _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] = {
     "coredns": _coredns,
     "prometheus": monitoring.settings,
+    "influxdb": monitoring.influxdb,
 }

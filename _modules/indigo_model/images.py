@@ -69,6 +69,15 @@ TABLE: tuple[Image, ...] = (
         "4032c6d5bfd752342c3e631c2f1de93ba6b86c41db6b167b9a35372c139e7706",
         "Apache-2.0",
     ),
+    # InfluxDB 2 and 3 have no endpoint that Prometheus could read from.
+    Image(
+        "influxdb",
+        "influxdb",
+        "docker.io/library/influxdb",
+        "1.8.10",
+        "299ebda2c7e308dbef42e26ac9b8fd1d9b3bcb8a0aee80c6509aa0219c1d0290",
+        "MIT",
+    ),
 )
 
 #: Names that ``images.use`` may have.

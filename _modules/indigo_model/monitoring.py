@@ -18,6 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlencode
+
+import netaddr
 
 from .cluster import API_PORT, Cluster, Host
 from .etcd import metrics_url
@@ -42,6 +45,14 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "pods": True,
     }
 )
+
+#: Settings of ``addons.influxdb``.
+INFLUXDB: Mapping[str, Any] = MappingProxyType(
+    {"retention": "52w", "size": "8Gi", "memory": "1Gi", "storage_class": None}
+)
+
+INFLUXDB_PORT = 8086
+DATABASE = "prometheus"
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,62 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
             for job, file in _FILES.items()
             if listed[file]
         },
+    }
+
+
+def influxdb(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the manifests of InfluxDB are filled with, beside what the site set.
+
+    Returns:
+        ``address`` (of the service), ``port``, ``claims`` and ``volumes`` of the pod, ``prepare``
+        (path and query that make the database as declared, however often it is asked),
+        ``database``, and ``fed``: whether Prometheus sends its metrics there.
+    """
+    claims, volumes = _storage(given)
+    statements = (
+        f"CREATE DATABASE {DATABASE}; "
+        f"ALTER RETENTION POLICY autogen ON {DATABASE} DURATION {_weeks(given['retention'])}"
+    )
+    return {
+        "address": influxdb_address(cluster),
+        "port": INFLUXDB_PORT,
+        "claims": claims,
+        "volumes": volumes,
+        "prepare": f"/query?{urlencode({'q': statements})}",
+        "database": DATABASE,
+        "fed": cluster.monitored,
+    }
+
+
+def _weeks(span: str) -> str:
+    """A time of the cluster file in units that InfluxDB knows, too: it has no years.
+
+    >>> _weeks("2y"), _weeks("90d")
+    ('104w', '90d')
+    """
+    return f"{int(span[:-1]) * 52}w" if span.endswith("y") else span
+
+
+def influxdb_address(cluster: Cluster) -> str:
+    """Address of InfluxDB's service: the eleventh of the service network.
+
+    A fixed one, so that Prometheus finds it where no add-on resolves names.
+    """
+    return str(netaddr.IPNetwork(cluster.services)[11])
+
+
+def _remote(cluster: Cluster) -> dict[str, Any]:
+    """Prometheus' long term, in InfluxDB.
+
+    Buckets of histograms are two thirds of what Kubernetes tells, and answer questions about now.
+    """
+    base = f"http://{influxdb_address(cluster)}:{INFLUXDB_PORT}/api/v1/prom"
+    drop = {"source_labels": ["__name__"], "regex": ".*_bucket", "action": "drop"}
+    return {
+        "remote_write": [
+            {"url": f"{base}/write?db={DATABASE}", "write_relabel_configs": [drop]},
+        ],
+        "remote_read": [{"url": f"{base}/read?db={DATABASE}"}],
     }
 
 
@@ -308,6 +375,7 @@ def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         },
         "rule_files": ["/etc/prometheus/rules.yaml"],
         "scrape_configs": jobs,
+        **(_remote(cluster) if "influxdb" in cluster.addons else {}),
     }
 
 

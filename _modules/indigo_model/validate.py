@@ -818,7 +818,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "networks.services",
         "IPv4 network",
-        "Addresses of services, /12 to /24. The first is the API's, the tenth that of DNS.",
+        "Addresses of services, /12 to /24. The first is the API's, the tenth that of DNS, the "
+        "eleventh that of InfluxDB.",
         required=True,
         check=_services,
     ),
@@ -1215,6 +1216,41 @@ KEYS: tuple[Key, ...] = (
         "scraped, too. Debian's build of Prometheus cannot.",
         default=str(monitoring.DEFAULTS["pods"]).lower(),
         check=_boolean,
+    ),
+    Key(
+        "addons.influxdb",
+        "mapping",
+        "The long term of what Prometheus finds, in InfluxDB; `{}` is enough. See "
+        "[monitoring.md](operations/monitoring.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.influxdb.retention",
+        "time",
+        "How long metrics are kept, in h, d, w or y.",
+        default=f"`{monitoring.INFLUXDB['retention']}`",
+        check=_span_of_time,
+    ),
+    Key(
+        "addons.influxdb.size",
+        "size",
+        "Room of its data, in Mi, Gi or Ti.",
+        default=f"`{monitoring.INFLUXDB['size']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.influxdb.memory",
+        "size",
+        "Memory that it may take.",
+        default=f"`{monitoring.INFLUXDB['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.influxdb.storage_class",
+        "StorageClass",
+        "Where the data lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
     ),
 )
 

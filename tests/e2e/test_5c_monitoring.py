@@ -1,6 +1,8 @@
-"""Prometheus by one key: all of the cluster is scraped; it changes, breaks and goes by itself.
+"""Prometheus and InfluxDB by a key each: all of the cluster is scraped, and kept.
 
-Its images are made of Debian's packages. Debian's build of Prometheus cannot ask Kubernetes for
+They change, break and go by themselves.
+
+Their images are made of Debian's packages. Debian's build of Prometheus cannot ask Kubernetes for
 pods (``pods: false``); all other jobs are as upstream's image would run them.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from indigo_lab.base import state
 
 PROFILE = "compact"
 SETTINGS = {"interval": 5, "pods": False, "size": "256Mi", "memory": "512Mi"}
+ARCHIVE = {"size": "256Mi", "memory": "512Mi"}
 
 #: What is on each host: every role has its job.
 JOBS = {
@@ -32,11 +35,11 @@ JOBS = {
 
 
 def declare(lab, settings, **images):
-    """Want Prometheus with these settings, or, with None, not want it."""
+    """Want Prometheus with these settings and InfluxDB, or, with None, neither."""
     document = yaml.safe_load(lab.cluster_file.read_text())
     document.pop("addons", None)
     if settings is not None:
-        document["addons"] = {"prometheus": settings}
+        document["addons"] = {"prometheus": settings, "influxdb": ARCHIVE}
     document["images"].update(images)
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
@@ -47,16 +50,16 @@ def applied(lab, *arguments):
     done = lab.salt("host1", "state.apply", "addons", *arguments, "--out=json", timeout=300)
     found = {}
     for one in json.loads(done.stdout)["host1"].values():
-        if one["name"] == "prometheus" or one["name"].startswith("No other"):
+        if one["name"] in ("prometheus", "influxdb") or one["name"].startswith("No other"):
             found |= one["changes"]
             assert one["result"] is not False, one["comment"]
     return done.returncode, found
 
 
 def works(lab):
-    """What the add-on's own check says."""
+    """What the add-ons' own checks say, of those that do not work."""
     done = lab.salt("host1", "indigo_addon.works", "--out=json", timeout=60)
-    return json.loads(done.stdout)["host1"]["prometheus"]
+    return {name: why for name, why in json.loads(done.stdout)["host1"].items() if why}
 
 
 def replicas(lab):
@@ -67,10 +70,14 @@ def replicas(lab):
 
 def query(lab, address, expression):
     """Results of a query of one Prometheus, asked from a host."""
-    url = f"http://{address}:9090/api/v1/query?query={quote(expression)}"
+    url = f"http://{address}:9090/api/v1/query?{urlencode({'query': expression})}"
+    return fetched(lab, url)["data"]["result"]
+
+
+def fetched(lab, url):
+    """JSON under a URL, as a host gets it."""
     ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=5).read().decode())"
-    done = lab.exec("host3", ["python3", "-c", ask], timeout=30, check=True)
-    return json.loads(done.stdout)["data"]["result"]
+    return json.loads(lab.exec("host3", ["python3", "-c", ask], timeout=30, check=True).stdout)
 
 
 def left(lab):
@@ -78,7 +85,14 @@ def left(lab):
     kinds = "namespace,clusterrole,clusterrolebinding,configmap,pod,persistentvolumeclaim"
     done = lab.kubectl("get", kinds, "-A", "-o", "name", timeout=60)
     assert done.returncode == 0, done.stderr
-    words = ("monitoring", "prometheus", "node-exporter", "indigo-addon")
+    words = (
+        "monitoring",
+        "prometheus",
+        "node-exporter",
+        "influxdb",
+        "metrics-archive",
+        "indigo-addon",
+    )
     return [name for name in done.stdout.split() if any(word in name for word in words)]
 
 
@@ -101,9 +115,10 @@ def test_one_key_and_a_deploy_bring_it(lab, figure):
     done = deploy(lab)
     assert done.code == 0, done.told
     figure(f"Prometheus and node-exporter, from one key to all targets up: {done.seconds:.1f} s")
-    assert works(lab) == ""
+    assert works(lab) == {}
     found = status(lab)
-    assert (found["addons"], found["exit"]) == ({"prometheus": "ok"}, 0), found["problems"]
+    assert found["addons"] == {"prometheus": "ok", "influxdb": "ok"}
+    assert found["exit"] == 0, found["problems"]
 
 
 def test_each_replica_reaches_every_host_at_all_that_it_runs(lab):
@@ -120,6 +135,14 @@ def test_each_replica_reaches_every_host_at_all_that_it_runs(lab):
     assert {pod["spec"]["nodeName"] for pod in exporters} == ready_nodes(lab)
 
 
+def test_what_prometheus_finds_is_kept_in_influxdb(lab):
+    (pod,) = kubectl(lab, "get", "pods", "-n", "metrics-archive")["items"]
+    ask = urlencode({"db": "prometheus", "q": 'SELECT count("value") FROM "up" GROUP BY "job"'})
+    url = f"http://{pod['status']['podIP']}:8086/query?{ask}"
+    (result,) = fetched(lab, url)["results"]
+    assert {one["tags"]["job"] for one in result["series"]} == set(JOBS)
+
+
 def test_a_second_run_changes_nothing(lab):
     assert applied(lab) == (0, {})
     done = deploy(lab)
@@ -127,7 +150,7 @@ def test_a_second_run_changes_nothing(lab):
 
 
 def test_no_pod_has_more_rights_than_it_needs(lab):
-    for namespace in ("monitoring", "monitoring-hosts"):
+    for namespace in ("monitoring", "monitoring-hosts", "metrics-archive"):
         for pod in kubectl(lab, "get", "pods", "-n", namespace)["items"]:
             assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
             for container in pod["spec"]["containers"]:
@@ -142,54 +165,50 @@ def test_no_pod_has_more_rights_than_it_needs(lab):
 def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
     address = next(ip for ip, node in replicas(lab).items() if node != "host3")
     lab.exec("host3", ["systemctl", "stop", "haproxy"], check=True)
-    told = until(lambda: (found := works(lab)) and "haproxy on host3" in found and found, 30, 2)
+    told = until(
+        lambda: (found := works(lab).get("prometheus", "")) and "haproxy on host3" in found, 30, 2
+    )
     assert told, works(lab)
     pending = 'ALERTS{alertname="LoadBalancerDown",host="host3"}'
     assert until(lambda: query(lab, address, pending), 30, 2)
     lab.exec("host3", ["systemctl", "start", "haproxy"], check=True)
-    assert until(lambda: works(lab) == "", 30, 2), works(lab)
+    assert until(lambda: works(lab) == {}, 30, 2), works(lab)
 
 
 def test_what_is_declared_is_changed_in_place(lab):
     before = kubectl(lab, "get", "statefulset", "-n", "monitoring", "prometheus")["metadata"]["uid"]
     declare(lab, SETTINGS | {"retention": "3d"})
     assert applied(lab) == (0, {"StatefulSet monitoring/prometheus": "updated"})
-    assert until(lambda: works(lab) == "", 120, 2), works(lab)
+    assert until(lambda: works(lab) == {}, 120, 2), works(lab)
     after = kubectl(lab, "get", "statefulset", "-n", "monitoring", "prometheus")
     assert after["metadata"]["uid"] == before
     assert "--storage.tsdb.retention.time=3d" in str(after["spec"])
 
 
-def test_a_broken_image_fails_by_name_with_the_reason_of_kubernetes(lab):
+def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab):
     good = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
-    declare(lab, SETTINGS, use=good | {"node-exporter": "indigo.lab/broken:1"})
-    assert applied(lab) == (0, {"DaemonSet monitoring-hosts/node-exporter": "updated"})
-    where = "DaemonSet monitoring-hosts/node-exporter: "
-    told = until(
-        lambda: (
-            (found := works(lab))
-            and found.startswith(where)
-            and "indigo.lab/broken" in found
-            and found
-        ),
-        60,
-        2,
+    declare(lab, SETTINGS, use=good | {"influxdb": "indigo.lab/broken:1"})
+    assert applied(lab) == (0, {"StatefulSet metrics-archive/influxdb": "updated"})
+    where = (
+        "StatefulSet metrics-archive/influxdb: 0 of 1 replicas are ready: influxdb-0: influxdb: "
     )
+    told = until(lambda: (found := works(lab)) and "ImagePull" in str(found) and found, 60, 2)
     assert told, works(lab)
-    assert "ImagePull" in told
+    assert set(told) == {"influxdb"} and told["influxdb"].startswith(where), told
+    assert "indigo.lab/broken:1" in told["influxdb"]
     # Of the cluster itself nothing is wrong.
     problems = status(lab)["problems"]
-    assert len(problems) == 1 and problems[0].startswith(f"add-on prometheus: {where}"), problems
+    assert len(problems) == 1 and problems[0].startswith(f"add-on influxdb: {where}"), problems
     declare(lab, SETTINGS, use=good)
     assert applied(lab)[0] == 0
-    assert until(lambda: works(lab) == "", 120, 2), works(lab)
+    assert until(lambda: works(lab) == {}, 120, 2), works(lab)
 
 
 def test_images_are_listed_saved_and_served_from_a_folder(lab):
     done = lab.salt_run("indigo.images", "--out=json", timeout=60)
     listed = json.loads(done.stdout)
     names = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
-    assert set(listed) == {names["prometheus"], names["node-exporter"]}
+    assert set(listed) == {names["prometheus"], names["node-exporter"], names["influxdb"]}
     assert all(one["missing"] == [] for one in listed.values()), listed
 
     # On a folder of the host that is the machine's, so that it can be carried from there.
@@ -216,7 +235,7 @@ def test_images_are_listed_saved_and_served_from_a_folder(lab):
     done = lab.salt("host3", "state.apply", "node", "--out=json", timeout=300)
     assert done.returncode == 0, done.stdout[-2000:]
     again = json.loads(lab.salt_run("indigo.images", "--out=json", timeout=60).stdout)
-    assert {ref: one["missing"] for ref, one in again.items()} == dict.fromkeys(listed, [])
+    assert {ref: one["missing"] for ref, one in again.items()} == {key: [] for key in listed}
     assert all(one["from"].startswith("salt://images/") for one in again.values())
     shutil.rmtree(carried)
 

@@ -104,7 +104,7 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {"coredns": {}, "prometheus": {}},
+        "addons": {"coredns": {}, "prometheus": {}, "influxdb": {}},
     }
 
 

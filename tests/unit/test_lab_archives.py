@@ -9,8 +9,9 @@ import os
 import tarfile
 
 import pytest
-from lab.indigo_lab import archives, debian, saltenv
-from lab.indigo_lab.artifacts import Docroot
+from indigo_model import images
+from lab.indigo_lab import archives, containers, debian, saltenv
+from lab.indigo_lab.artifacts import ADDONS, Docroot
 
 
 def test_an_archive_depends_on_names_and_bytes_only(tmp_path):
@@ -111,3 +112,8 @@ def test_the_master_config_is_the_repositorys_plus_the_labs(tmp_path):
     (conf / "indigo.conf").unlink()
     assert saltenv.master_files(guest, tmp_path / "repo") is True
     assert not (guest / "master.d/indigo.conf").exists()
+
+
+def test_the_lab_knows_the_images_of_the_projects_table():
+    assert set(ADDONS) == set(images.NAMES)
+    assert {one.name for one in containers.PROGRAMS} < set(images.NAMES)

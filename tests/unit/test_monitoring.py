@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from indigo_model import addons, etcd, lb, monitoring, ports, versions
@@ -201,7 +203,9 @@ def prometheus(monkeypatch):
     real = module._asked
     port = server.server_address[1]
     monkeypatch.setattr(module, "_addresses", lambda *_: ["127.0.0.1"])
-    monkeypatch.setattr(module, "_asked", lambda url: real(url.replace(":9090", f":{port}")))
+    monkeypatch.setattr(
+        module, "_asked", lambda url, *key: real(url.replace(":9090", f":{port}"), *key)
+    )
     yield answers
     server.shutdown()
     server.server_close()
@@ -238,3 +242,58 @@ def test_prometheus_works_when_it_reaches_all_that_is_declared(prometheus, targe
 def test_one_that_does_not_answer_is_a_problem(monkeypatch):
     with pytest.raises(module.CommandExecutionError, match="does not answer"):
         module._asked("http://127.0.0.1:1/api/v1/query", timeout=1)
+
+
+# --- the long term -------------------------------------------------------------------------------
+
+
+def both(**settings: Any) -> dict[str, Any]:
+    found = cluster()
+    return addons.wanted(replace(found, addons={"prometheus": {}, "influxdb": settings}))
+
+
+def test_prometheus_writes_to_where_influxdb_is_and_reads_from_there():
+    found = both()
+    config = json.loads(found["prometheus"]["config"])
+    assert found["influxdb"]["address"] == "10.96.0.11"
+    for key in ("remote_write", "remote_read"):
+        (remote,) = config[key]
+        assert remote["url"].startswith("http://10.96.0.11:8086/api/v1/prom/")
+        assert remote["url"].endswith(f"db={found['influxdb']['database']}")
+    assert not {"remote_write", "remote_read"} & set(json.loads(wanted()["config"]))
+
+
+@pytest.mark.parametrize(("given", "kept"), [("2y", "104w"), ("30d", "30d"), ("52w", "52w")])
+def test_the_database_is_kept_as_long_as_declared(given, kept):
+    query = parse_qs(urlsplit(both(retention=given)["influxdb"]["prepare"]).query)["q"][0]
+    assert query.startswith("CREATE DATABASE prometheus;")
+    assert query.endswith(f"DURATION {kept}")
+
+
+SETTINGS = {"port": 8086, "database": "prometheus", "fed": True}
+NAMES = [{"name": "databases", "values": [["_internal"], ["prometheus"]]}]
+
+
+@pytest.mark.parametrize(
+    ("pods", "names", "metrics", "told"),
+    [
+        (["10.0.0.1"], NAMES, [{"name": "up"}], ""),
+        ([], NAMES, [{"name": "up"}], "leads to no pod"),
+        (["10.0.0.1"], [{"name": "databases"}], [], "has no database prometheus"),
+        (["10.0.0.1"], NAMES, [], "got nothing from Prometheus"),
+    ],
+)
+def test_influxdb_works_when_it_is_fed(monkeypatch, pods, names, metrics, told):
+    monkeypatch.setattr(module, "_addresses", lambda *_: pods)
+    answers = {"SHOW DATABASES": names}
+    monkeypatch.setattr(module, "_answered", lambda _, q, **__: answers.get(q, metrics))
+    found = module._long_term(SETTINGS)
+    assert told in found and bool(found) == bool(told)
+    if names is NAMES and pods:
+        assert module._long_term(SETTINGS | {"fed": False}) == ""
+
+
+def test_an_error_of_influxdb_is_told(monkeypatch):
+    monkeypatch.setattr(module, "_asked", lambda *_: [{"error": "timeout"}])
+    with pytest.raises(module.CommandExecutionError, match="SHOW DATABASES: timeout"):
+        module._answered("http://x", "SHOW DATABASES")

@@ -40,6 +40,7 @@ PROGRAMS = (
         "usr/bin/prometheus-node-exporter",
         "bin/node_exporter",
     ),
+    Program("influxdb", "influxdb", "usr/bin/influxd", "usr/bin/influxd"),
 )
 
 
