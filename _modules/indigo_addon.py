@@ -9,10 +9,12 @@ Source: kubernetes.io "Server-Side Apply"; kubectl's ``diff`` and ``apply`` with
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import os
 import secrets
+import shutil
 import socket
 import struct
 import subprocess
@@ -39,6 +41,9 @@ PREFIX = "indigo-addon-"
 
 #: Program that writes two folders as a tar; salt/addons installs it.
 BOTH_SIDES = "/usr/local/lib/indigo/both-sides"
+
+#: Asks pods: never through a proxy of the environment.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 #: What an object is found by: API group, kind, namespace, name.
 Identity = tuple[str, str, str, str]
@@ -220,14 +225,138 @@ def read(path: str) -> list[dict[str, Any]]:
         salt master1 indigo_addon.read /etc/kubernetes/addons/coredns.yaml
     """
     try:
-        documents = list(yaml.safe_load_all(Path(path).read_text("utf-8")))
-    except (OSError, yaml.YAMLError) as err:
+        text = Path(path).read_text("utf-8")
+    except OSError as err:
         raise CommandExecutionError(f"{path} cannot be read: {err}") from err
-    found = [one for one in documents if one is not None]
+    return _objects(path, text)
+
+
+def _objects(path: str, text: str) -> list[dict[str, Any]]:
+    """The objects of a text, those of a List one by one."""
+    try:
+        documents = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as err:
+        raise CommandExecutionError(f"{path} cannot be read: {err}") from err
+    found = []
+    for one in documents:
+        several = isinstance(one, Mapping) and one.get("kind") == "List"
+        found += (one.get("items") or []) if several else [one]
+    found = [one for one in found if one is not None]
     for number, one in enumerate(found):
-        if not isinstance(one, Mapping) or not {"apiVersion", "kind", "metadata"} <= set(one):
+        known = isinstance(one, Mapping) and {"apiVersion", "kind", "metadata"} <= set(one)
+        if not known or "name" not in one["metadata"]:
             raise CommandExecutionError(f"{path}: document {number + 1} is no Kubernetes object")
     return found
+
+
+def build(folder: str, service: Mapping[str, Any]) -> str:
+    """The manifests that a folder of the user's stands for.
+
+    A folder with ``kustomization.yaml`` is built by ``kubectl kustomize``, one with ``Chart.yaml``
+    by ``helm template``; of any other all files ``*.yaml`` and ``*.yml`` are taken as they are.
+    Namespaces and definitions of resources come first, and an object of a namespace that names
+    none gets that of the service.
+
+    Args:
+        folder: Absolute path on this host.
+        service: ``name``, ``namespace`` and ``values`` (of a chart).
+
+    Raises:
+        CommandExecutionError: Nothing is there, a tool is missing or refuses, or it is no YAML of
+            Kubernetes.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.build /srv/wiki '{name: wiki, namespace: default, values: {}}'
+    """
+    path = Path(folder)
+    if any((path / name).is_file() for name in KUSTOMIZATIONS):
+        texts = {folder: _kubectl("kustomize", folder).decode()}
+    elif (path / "Chart.yaml").is_file():
+        texts = {folder: _helm(folder, service)}
+    else:
+        files = sorted([*path.glob("*.yaml"), *path.glob("*.yml")])
+        texts = {str(file): file.read_text(encoding="utf-8") for file in files}
+    objects = [one for where, text in texts.items() for one in _objects(where, text)]
+    if not objects:
+        raise CommandExecutionError(
+            f"{folder} has no object of Kubernetes; expected *.yaml, kustomization.yaml or "
+            "Chart.yaml: see `source` of the service in cluster.yaml"
+        )
+    scopes = _scopes(objects)
+    for one in objects:
+        if scopes[identity(one)[:2]]:
+            one["metadata"].setdefault("namespace", service["namespace"])
+    objects.sort(key=lambda one: one["kind"] not in FIRST)
+    return yaml.safe_dump_all(objects, sort_keys=False)
+
+
+#: Names that kustomize reads.
+KUSTOMIZATIONS = ("kustomization.yaml", "kustomization.yml", "Kustomization")
+
+#: Kinds that others stand on.
+FIRST = ("Namespace", "CustomResourceDefinition")
+
+
+def _helm(folder: str, service: Mapping[str, Any]) -> str:
+    helm = shutil.which("helm", path=os.environ.get("PATH", "") + ":/usr/local/bin")
+    if helm is None:
+        raise CommandExecutionError(
+            f"{folder} is a Helm chart, and this host has no helm: install it here, or bring what "
+            "`helm template` writes as plain manifests"
+        )
+    command = [helm, "template", service["name"], folder, f"--namespace={service['namespace']}"]
+    try:
+        done = subprocess.run(
+            [*command, "--include-crds", "--no-hooks", "--values=-"],
+            input=yaml.safe_dump(dict(service["values"])),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as err:
+        raise CommandExecutionError(f"helm template {folder} failed: {err}") from err
+    if done.returncode:
+        raise CommandExecutionError(f"helm template {folder} failed: {done.stderr.strip()[-1000:]}")
+    return done.stdout
+
+
+def _scopes(objects: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], bool]:
+    """By group and kind whether objects are in namespaces: as they define it, or as the API says.
+
+    Raises:
+        CommandExecutionError: The API has no such kind.
+    """
+    objects = list(objects)
+    own = {
+        (one["spec"]["group"], one["spec"]["names"]["kind"]): one["spec"]["scope"] == "Namespaced"
+        for one in objects
+        if one["kind"] == "CustomResourceDefinition"
+    }
+    known: dict[str, list[dict[str, Any]]] = {}
+    for one in objects:
+        key, version = identity(one)[:2], str(one["apiVersion"])
+        if key in own:
+            continue
+        if version not in known:
+            path = f"/apis/{version}" if "/" in version else f"/api/{version}"
+            try:
+                answer = __salt__["indigo_kube.get"](path, server=_server())
+            except CommandExecutionError as err:
+                raise CommandExecutionError(
+                    f"{title(identity(one))}: this cluster has no {version}: {err}"
+                ) from err
+            known[version] = answer["resources"]
+        found = [kind["namespaced"] for kind in known[version] if kind["kind"] == one["kind"]]
+        if not found:
+            raise CommandExecutionError(
+                f"{title(identity(one))}: this cluster has no {one['kind']} in {version}"
+            )
+        own[key] = found[0]
+    return own
 
 
 def installed() -> dict[str, list[Identity]]:
@@ -320,7 +449,7 @@ def remove(name: str, objects: Iterable[Iterable[str]]) -> None:
 
 
 def works() -> dict[str, str]:
-    """Whether each declared add-on does what it is for: empty, or what is wrong.
+    """Whether each declared add-on and service does what it is for: empty, or what is wrong.
 
     First all that it runs must be ready; then it passes the check of its own use.
 
@@ -330,7 +459,8 @@ def works() -> dict[str, str]:
 
         salt master1 indigo_addon.works
     """
-    wanted = __pillar__["indigo"].get("addons", {}).get("wanted", {})
+    declared = __pillar__["indigo"].get("addons", {})
+    wanted = {**declared.get("wanted", {}), **declared.get("services", {})}
     if not wanted:
         return {}
     try:
@@ -340,7 +470,7 @@ def works() -> dict[str, str]:
     found = {}
     for name, settings in wanted.items():
         try:
-            found[name] = _ready(name, there) or _CHECKS[name](settings)
+            found[name] = _ready(name, there) or _CHECKS.get(name, _serves)(settings)
         except CommandExecutionError as err:
             found[name] = str(err)
     return found
@@ -500,16 +630,20 @@ def resolve(name: str, server: str, port: int, timeout: float = 2) -> list[str]:
         raise CommandExecutionError(f"{server}:{port} asked for {name}: {err}") from err
 
 
-def _addresses(namespace: str, service: str, port: str) -> list[str]:
-    """Addresses of the ready pods behind a service's port, by its name."""
+def _endpoints(namespace: str, service: str, name: str | None = None) -> list[tuple[str, int]]:
+    """Address and port of the ready pods behind a service: of one port's name, or the first."""
     path = f"/api/v1/namespaces/{namespace}/endpoints/{service}"
     subsets = __salt__["indigo_kube.get"](path, server=_server()).get("subsets", [])
-    return [
-        one["ip"]
-        for part in subsets
-        if any(found["name"] == port for found in part.get("ports", []))
-        for one in part.get("addresses", [])
-    ]
+    found = []
+    for part in subsets:
+        ports = [one for one in part.get("ports", []) if name in (None, one.get("name"))]
+        found += [(one["ip"], ports[0]["port"]) for one in part.get("addresses", []) if ports]
+    return found
+
+
+def _addresses(namespace: str, service: str, port: str) -> list[str]:
+    """Addresses of the ready pods behind a service's port, by its name."""
+    return [address for address, _ in _endpoints(namespace, service, port)]
 
 
 def _dns(settings: Mapping[str, Any]) -> str:
@@ -578,9 +712,7 @@ def _asked(url: str, key: str = "data", timeout: float = 5) -> Any:
         CommandExecutionError: No answer, or an error.
     """
     try:
-        # Not through a proxy of the environment: it is a pod.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=timeout) as answer:
+        with _OPENER.open(url, timeout=timeout) as answer:
             return json.load(answer)[key]
     except (OSError, ValueError, KeyError) as err:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
@@ -612,6 +744,28 @@ def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
     if "error" in result:
         raise CommandExecutionError(f"{base}: {query}: {result['error']}")
     return list(result.get("series", []))
+
+
+def _serves(settings: Mapping[str, Any]) -> str:
+    """Each pod behind the service that the user named gives the answer that the user named."""
+    check = settings["check"]
+    if not check:
+        return ""
+    namespace, service = settings["namespace"], check["service"]
+    pods = _endpoints(namespace, service)
+    if not pods:
+        return f"the service {namespace}/{service} leads to no pod"
+    expect = str(check.get("expect", ""))
+    for address, port in pods:
+        url = f"http://{address}:{port}{check.get('path', '/')}"
+        try:
+            with _OPENER.open(url, timeout=5) as answer:
+                said = answer.read(1 << 20).decode(errors="replace")
+        except (OSError, http.client.HTTPException) as err:
+            return f"{url} does not answer: {err}"
+        if expect not in said:
+            return f"{url} answers without {expect!r}"
+    return ""
 
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {

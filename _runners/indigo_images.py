@@ -198,7 +198,7 @@ def _served() -> Path:
         if not (root / "indigo" / "host.sls").is_file():
             return root / SERVED
     raise CommandExecutionError(
-        "file_roots of the Salt master has no folder for archives: add /srv/indigo-images, as "
+        "file_roots of the Salt master has no folder for archives: add /srv/indigo-files, as "
         "config/master.d/indigo.conf does, and restart salt-master"
     )
 

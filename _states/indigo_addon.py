@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,62 @@ def present(name: str, manifests: str) -> dict[str, Any]:
     return _told(ret, test, "It is as declared")
 
 
-def only(name: str, declared: Iterable[str], folder: str | None = None) -> dict[str, Any]:
+def built(name: str, folder: str, service: Mapping[str, Any]) -> dict[str, Any]:
+    """A file has the manifests that a folder of the user's stands for.
+
+    Args:
+        name: Path of the file.
+        folder: With manifests, a kustomization or a Helm chart.
+        service: Its settings: ``name``, ``namespace``, ``values``.
+
+    Returns:
+        ``changes`` says that the file was written, and not what is in it: it may hold Secrets.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The manifests of service-wiki are in place:
+          indigo_addon.built:
+            - name: /etc/kubernetes/addons/service-wiki.yaml
+            - folder: /etc/kubernetes/services/service-wiki
+            - service: {name: wiki, namespace: default, values: {}}
+    """
+    ret = _result(name)
+    test = bool(__opts__["test"])
+    if test and not Path(folder).is_dir():
+        return {**ret, "result": None, "comment": f"{name} would be written"}
+    try:
+        text = __salt__["indigo_addon.build"](folder, service)
+    except CommandExecutionError as err:
+        if test:
+            return {**ret, "result": None, "comment": f"Cannot be told yet: {err}"}
+        return {**ret, "result": False, "comment": str(err)}
+    path = Path(name)
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return {**ret, "comment": "It is as declared"}
+    ret["changes"] = {"file": "written"}
+    if not test:
+        partial = path.with_name(f".{path.name}.new")
+        with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        partial.replace(path)
+    return _told(ret, test, "")
+
+
+def only(
+    name: str,
+    declared: Iterable[str],
+    folder: str | None = None,
+    sources: str | None = None,
+) -> dict[str, Any]:
     """No add-on is in the cluster beside the named ones.
 
     Args:
         name: A plain English sentence.
         declared: The add-ons that stay.
         folder: Where the manifests of add-ons lie: those of others are removed.
+        sources: Where the folders of services lie: those of others are removed.
 
     Returns:
         ``changes`` maps each add-on to ``removed``. Objects that nobody's inventory names are
@@ -87,6 +138,9 @@ def only(name: str, declared: Iterable[str], folder: str | None = None) -> dict[
             for path in Path(folder).glob("*.yaml") if folder else ():
                 if path.stem not in names:
                     path.unlink()
+            for path in Path(sources).glob("*") if sources else ():
+                if path.name not in names:
+                    shutil.rmtree(path)
     except CommandExecutionError as err:
         if test:
             return {**ret, "result": None, "comment": f"Cannot be told yet: {err}"}

@@ -596,7 +596,7 @@ def _derive_all(folder: Path) -> None:
         "url": cluster.vip.url,
         "versions": dict(cluster.versions),
         "identities": tokens.identities(cluster),
-        "addons": list(addons.wanted(cluster)),
+        "addons": [*addons.wanted(cluster), *addons.services(cluster)],
         "backup": {"every": cluster.backup["every"]},
     }
     made = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))

@@ -35,8 +35,9 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"addons": {"cluster": name, "wanted": {name: settings}}}`` on the first master, also
-        when none is wanted, so that what was wanted before goes; ``{}`` elsewhere.
+        ``{"addons": {"cluster": name, "wanted": {name: settings}, "services": {name: settings}}}``
+        on the first master, also when none is wanted, so that what was wanted before goes; ``{}``
+        elsewhere.
 
     Example:
         >>> from .cluster import Vip
@@ -49,7 +50,39 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     masters = cluster.with_role("master")
     if not masters or host.id != masters[0].id:
         return {}
-    return {"addons": {"cluster": cluster.name, "wanted": wanted(cluster)}}
+    return {
+        "addons": {
+            "cluster": cluster.name,
+            "wanted": wanted(cluster),
+            "services": services(cluster),
+        }
+    }
+
+
+#: What the names of a user's own services begin with where they stand beside add-ons.
+SERVICE = "service-"
+
+
+def services(cluster: Cluster) -> dict[str, dict[str, Any]]:
+    """The user's own services, defaults filled in, under the names that they have among add-ons.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> c = Cluster("x", {}, Vip("10.0.0.9", "eth0"), "", "",
+        ...             workloads={"wiki": {"source": "salt://services/wiki"}})
+        >>> services(c)["service-wiki"]["namespace"]
+        'default'
+    """
+    return {
+        f"{SERVICE}{name}": {
+            "name": name,
+            "source": given["source"].rstrip("/"),
+            "namespace": given.get("namespace", "default"),
+            "values": dict(given.get("values") or {}),
+            "check": dict(given.get("check") or {}),
+        }
+        for name, given in cluster.workloads.items()
+    }
 
 
 def wanted(cluster: Cluster) -> dict[str, dict[str, Any]]:

@@ -139,6 +139,8 @@ class Cluster:
     timers: Mapping[str, float] = field(default_factory=lambda: TIMERS)
     certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
     addons: Mapping[str, Any] = field(default_factory=dict)
+    #: What the file has under ``services``: the user's own.
+    workloads: Mapping[str, Any] = field(default_factory=dict)
     firewall: str = "none"
     #: Networks that hold every host, where the file tells them.
     lans: tuple[str, ...] = ()
@@ -243,6 +245,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         timers={**TIMERS, **document.get("timers", {})},
         certificates={**CERTIFICATES, **document.get("certificates", {})},
         addons=document.get("addons", {}),
+        workloads=document.get("services", {}),
         firewall=document.get("firewall", "none"),
         lans=(lans,) if isinstance(lans, str) else tuple(lans),
         backup=_backup(document.get("backup", {})),

@@ -625,6 +625,14 @@ _span_of_time = _matching(r"[1-9]\d{0,4}[hdwy]", "a time in h, d, w or y", "15d"
 _class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
 
 
+def _service_name(value: Any) -> tuple[str, str] | None:
+    # The name of its inventory has some more letters, and a label holds 63.
+    fault = _name(value)
+    if fault or len(value) <= 40:
+        return fault
+    return ("a DNS label of at most 40 characters", "choose a shorter name")
+
+
 def _data(value: Any) -> tuple[str, str] | None:
     """A mapping that JSON can carry to the hosts."""
     if not isinstance(value, Mapping):
@@ -1251,6 +1259,71 @@ KEYS: tuple[Key, ...] = (
         "Where the data lies.",
         default="on the node, for as long as the pod is there",
         check=_class_name,
+    ),
+    Key(
+        "services",
+        "mapping",
+        "Workloads of your own, by name, see [services.md](operations/services.md).",
+        default="none",
+    ),
+    Key(
+        "services.<name>",
+        "mapping",
+        "One of them: a DNS label of at most 40 characters.",
+        check=_service_name,
+    ),
+    Key(
+        "services.<name>.source",
+        "`salt://` folder",
+        "Folder of the Salt master's file server with manifests (`*.yaml`), a `kustomization.yaml` "
+        "or a Helm chart.",
+        required=True,
+        check=_matching(
+            r"salt://[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*/?",
+            "a folder of the Salt master's file server",
+            "salt://services/wiki",
+        ),
+    ),
+    Key(
+        "services.<name>.namespace",
+        "DNS label",
+        "Namespace of objects that name none, and of a Helm release.",
+        default="`default`",
+        check=_name,
+    ),
+    Key(
+        "services.<name>.values",
+        "mapping",
+        "Values of a Helm chart.",
+        default="the chart's own",
+        check=_data,
+    ),
+    Key(
+        "services.<name>.check",
+        "mapping",
+        "A look at what it serves over HTTP, at every pod, once all of its pods are ready.",
+        default="none",
+    ),
+    Key(
+        "services.<name>.check.service",
+        "DNS label",
+        "The Service whose pods are asked, in `namespace`.",
+        required=True,
+        check=_name,
+    ),
+    Key(
+        "services.<name>.check.path",
+        "path",
+        "What is asked for.",
+        default="`/`",
+        check=_matching(r"/[!-~]*", "a path that begins with a slash", "/healthz"),
+    ),
+    Key(
+        "services.<name>.check.expect",
+        "text",
+        "What must be in the answer.",
+        default="anything",
+        check=_text,
     ),
 )
 

@@ -1,6 +1,7 @@
 # What runs in the cluster itself. One master brings it there, and takes away what is no longer declared.
 {% set indigo = pillar.indigo %}
 {% set folder = indigo.paths.kubernetes ~ '/addons' %}
+{% set sources = indigo.paths.kubernetes ~ '/services' %}
 
 include:
   - master.running
@@ -41,9 +42,40 @@ The manifests of {{ name }} are in place:
       - indigo_health: kube-apiserver serves
 {% endfor %}
 
+{% for name, service in indigo.addons.services.items() %}
+The folder of {{ name }} is in place:
+  file.recurse:
+    - name: {{ sources }}/{{ name }}
+    - source: {{ service.source }}
+    - clean: True
+    # It may hold Secrets.
+    - dir_mode: '0700'
+    - file_mode: '0600'
+    - makedirs: True
+
+The manifests of {{ name }} are in place:
+  indigo_addon.built:
+    - name: {{ folder }}/{{ name }}.yaml
+    - folder: {{ sources }}/{{ name }}
+    - service: {{ service | tojson }}
+    - require:
+      - file: The folder of {{ name }} is in place
+      - file: The folder of add-ons exists
+      - indigo_health: kube-apiserver serves
+
+{{ name }} is in the cluster:
+  indigo_addon.present:
+    - name: {{ name }}
+    - manifests: {{ folder }}/{{ name }}.yaml
+    - require:
+      - indigo_addon: The manifests of {{ name }} are in place
+      - file: What hands on both sides of a comparison is in place
+{% endfor %}
+
 No other add-on is in the cluster:
   indigo_addon.only:
-    - declared: {{ indigo.addons.wanted.keys() | list | tojson }}
+    - declared: {{ (indigo.addons.wanted.keys() | list + indigo.addons.services.keys() | list) | tojson }}
     - folder: {{ folder }}
+    - sources: {{ sources }}
     - require:
       - indigo_health: kube-apiserver serves

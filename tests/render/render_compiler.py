@@ -105,6 +105,7 @@ def document(
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
         "addons": {"coredns": {}, "prometheus": {}, "influxdb": {}},
+        "services": {"wiki": {"source": "salt://addons/files"}},
     }
 
 

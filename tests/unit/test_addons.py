@@ -44,7 +44,8 @@ def test_only_the_first_master_brings_them_also_when_none_is_wanted():
     assert set(found["m0"]["addons"]["wanted"]) == {"coredns"}
     assert not any(view for id_, view in found.items() if id_ != "m0")
     none = cluster()
-    assert addons.view(none, none.hosts["m0"]) == {"addons": {"cluster": "x", "wanted": {}}}
+    nothing = {"cluster": "x", "wanted": {}, "services": {}}
+    assert addons.view(none, none.hosts["m0"]) == {"addons": nothing}
 
 
 @pytest.mark.parametrize("minor", range(versions.FIRST_MINOR, versions.LAST_MINOR + 1))
