@@ -51,7 +51,6 @@ The folder of {{ name }} is in place:
     # It may hold Secrets.
     - dir_mode: '0700'
     - file_mode: '0600'
-    - makedirs: True
 
 The manifests of {{ name }} are in place:
   indigo_addon.built:
