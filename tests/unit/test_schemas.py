@@ -1,0 +1,80 @@
+"""Manifests of add-ons against the schema of each Kubernetes release that has one to install."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import kubernetes_validate
+import pytest
+import yaml
+from indigo_model import addons, versions
+from indigo_model.cluster import Cluster, Host, Vip
+from support import ROOT
+
+#: The package has these; what the lab runs on 1.20 the API server itself has seen.
+FIRST = 25
+
+DISKS = {name: {"storage_class": "fast"} for name in ("prometheus", "influxdb")}
+
+
+def manifests(minor: int, **wanted: Any) -> dict[str, list[dict[str, Any]]]:
+    hosts = {
+        "m": Host("m", "10.0.0.1", ("ca", "lb", "etcd", "master")),
+        "n": Host("n", "10.0.0.2", ("node",)),
+    }
+    networks = ("10.96.0.0/16", "10.244.0.0/16")
+    resolved = versions.resolve({"kubernetes": f"1.{minor}.0"})
+    vip = Vip("10.0.0.9", "eth0")
+    every = {name: {} for name in addons.ADDONS}
+    found = Cluster("x", hosts, vip, *networks, versions=resolved, addons=every | wanted)
+    folder = jinja2.FileSystemLoader(ROOT / "salt" / "addons")
+    environment = jinja2.Environment(loader=folder, undefined=jinja2.StrictUndefined)
+    rendered = {}
+    for name, settings in addons.wanted(found).items():
+        text = environment.get_template(f"{name}/manifests.yaml.jinja").render(
+            addon=settings, networks={"dns": found.dns_service}, domain=found.domain
+        )
+        rendered[name] = list(yaml.safe_load_all(text))
+    return rendered
+
+
+@pytest.mark.parametrize("wanted", [{}, DISKS], ids=["plain", "disks"])
+@pytest.mark.parametrize("minor", range(FIRST, versions.LAST_MINOR + 1))
+def test_every_manifest_is_as_the_release_wants_it(minor, wanted):
+    for objects in manifests(minor, **wanted).values():
+        for one in objects:
+            kubernetes_validate.validate(one, f"1.{minor}", strict=True)
+
+
+def test_the_schema_can_find_a_mistake():
+    (workload,) = [one for one in manifests(36)["coredns"] if one["kind"] == "Deployment"]
+    workload["spec"]["replica"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(workload, "1.36", strict=True)
+
+
+@pytest.mark.parametrize("minor", [versions.FIRST_MINOR, versions.LAST_MINOR])
+def test_every_pod_keeps_to_what_all_addons_promise(minor):
+    for name, objects in manifests(minor).items():
+        workloads = [
+            one for one in objects if one["kind"] in ("Deployment", "StatefulSet", "DaemonSet")
+        ]
+        budgets = [one for one in objects if one["kind"] == "PodDisruptionBudget"]
+        assert len(budgets) == sum(one["kind"] != "DaemonSet" for one in workloads), name
+        for one in workloads:
+            pod = one["spec"]["template"]["spec"]
+            if one["spec"].get("replicas", 1) > 1:
+                assert pod["topologySpreadConstraints"], name
+            assert pod["securityContext"]["runAsNonRoot"] is True
+            assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+            for container in pod["containers"]:
+                context = container["securityContext"]
+                assert context["allowPrivilegeEscalation"] is False
+                assert context["readOnlyRootFilesystem"] is True
+                assert context["capabilities"] == {"drop": ["ALL"]}
+                assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+                assert "memory" in container["resources"]["limits"]
+                assert "latest" not in container["image"]
+            host = [volume for volume in pod.get("volumes", []) if "hostPath" in volume]
+            assert bool(host or pod.get("hostNetwork")) == (one["kind"] == "DaemonSet"), name
