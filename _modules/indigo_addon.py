@@ -660,6 +660,17 @@ def _dns(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def _usage(settings: Mapping[str, Any]) -> str:
+    """The API tells the use of every declared node, as ``kubectl top nodes`` asks it."""
+    items = __salt__["indigo_kube.get"](USAGE, server=_server())["items"]
+    missing = sorted(set(settings["nodes"]) - {one["metadata"]["name"] for one in items})
+    return f"it tells nothing of {', '.join(missing)}" if missing else ""
+
+
+#: Where the API has the use of nodes, once metrics-server serves it.
+USAGE = "/apis/metrics.k8s.io/v1beta1/nodes"
+
+
 def unreached(
     expect: Mapping[str, Iterable[str]], targets: Iterable[Mapping[str, Any]]
 ) -> list[str]:
@@ -770,6 +781,7 @@ def _serves(settings: Mapping[str, Any]) -> str:
 
 _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "coredns": _dns,
+    "metrics-server": _usage,
     "prometheus": _metrics,
     "influxdb": _long_term,
 }

@@ -18,6 +18,7 @@ from .cluster import Cluster, Host
 ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "coredns": MappingProxyType({"replicas": None, "upstream": ["/etc/resolv.conf"]}),
+        "metrics-server": MappingProxyType({"replicas": None}),
         "prometheus": monitoring.DEFAULTS,
         "influxdb": monitoring.INFLUXDB,
     }
@@ -112,8 +113,14 @@ def _coredns(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"replicas": settings["replicas"] or least}
 
 
+def _metrics_server(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = [host.name for host in cluster.with_role("node")]
+    return {"replicas": settings["replicas"] or min(2, max(1, len(nodes))), "nodes": nodes}
+
+
 _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] = {
     "coredns": _coredns,
+    "metrics-server": _metrics_server,
     "prometheus": monitoring.settings,
     "influxdb": monitoring.influxdb,
 }

@@ -54,6 +54,14 @@ TABLE: tuple[Image, ...] = (
         since=21,
     ),
     Image(
+        "metrics-server",
+        "metrics-server",
+        "registry.k8s.io/metrics-server/metrics-server",
+        "v0.7.2",
+        "ffcb2bf004d6aa0a17d90e0247cf94f2865c8901dcab4427034c341951c239f9",
+        "Apache-2.0",
+    ),
+    Image(
         "prometheus",
         "prometheus",
         "quay.io/prometheus/prometheus",

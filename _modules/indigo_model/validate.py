@@ -1169,6 +1169,19 @@ KEYS: tuple[Key, ...] = (
         check=_upstream,
     ),
     Key(
+        "addons.metrics-server",
+        "mapping",
+        "The use of processor and memory, for `kubectl top` and autoscalers; `{}` is enough.",
+        default="not installed",
+    ),
+    Key(
+        "addons.metrics-server.replicas",
+        "1 to 5",
+        "How many of them run, on different nodes.",
+        default="two, where there are two nodes",
+        check=_integer(1, 5),
+    ),
+    Key(
         "addons.prometheus",
         "mapping",
         "Metrics of hosts, pods and the cluster's own programs, by Prometheus, and alerts on them; "

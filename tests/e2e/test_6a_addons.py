@@ -141,6 +141,33 @@ def test_it_goes_whole(lab):
     assert done.code == 0, done.told
 
 
+def test_metrics_server_is_accepted_and_works_where_its_image_is(lab):
+    document = yaml.safe_load(lab.cluster_file.read_text())
+    image = document["images"]["use"].get("metrics-server")
+    document["addons"] = {"metrics-server": {}}
+    lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
+    lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
+    done = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
+    assert done.returncode == 0, done.stdout
+    again = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
+    assert changes(json.loads(again.stdout)[HOST]) == {}
+
+    def told():
+        found = lab.salt(HOST, "indigo_addon.works", "--out=json", timeout=60)
+        return json.loads(found.stdout)[HOST]["metrics-server"]
+
+    if image:
+        assert until(lambda: told() == "", 120, 2), told()
+        top = lab.kubectl("top", "nodes", timeout=60)
+        assert top.returncode == 0 and "salt" in top.stdout
+    else:
+        assert until(lambda: "ImagePull" in told(), 30, 1), told()
+    declare(lab, None)
+    assert applied(lab) == (0, {"metrics-server": "removed"})
+    left = lab.kubectl("get", "apiservices,clusterroles,deployments", "-A", "-o", "name")
+    assert left.returncode == 0 and "metrics" not in left.stdout
+
+
 def test_nothing_of_this_file_remains(lab):
     code, result = 0, lab.salt(HOST, "state.apply", "--out=json", timeout=300)
     assert code == result.returncode

@@ -104,7 +104,7 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {"coredns": {}, "prometheus": {}, "influxdb": {}},
+        "addons": {"coredns": {}, "metrics-server": {}, "prometheus": {}, "influxdb": {}},
         "services": {"wiki": {"source": "salt://addons/files"}},
     }
 

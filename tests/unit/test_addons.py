@@ -495,6 +495,16 @@ def test_one_addon_that_does_not_work_says_nothing_of_the_other(monkeypatch):
     assert all("is not in the cluster" in why for why in module.works().values())
 
 
+@pytest.mark.parametrize(("told", "problem"), [(["a", "b"], ""), (["b"], "it tells nothing of a")])
+def test_metrics_server_works_when_it_tells_of_every_node(monkeypatch, told, problem):
+    answer = {"items": [{"metadata": {"name": name}} for name in told]}
+    view = {"components": {"kube-apiserver": {"url": ""}}}
+    monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
+    functions = {"indigo_kube.get": lambda path, server: {module.USAGE: answer}[path]}
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    assert module._usage({"nodes": ["a", "b"]}) == problem
+
+
 def test_waiting_ends_with_what_is_wrong(monkeypatch):
     answers = [{"coredns": "not yet"}, {"coredns": ""}]
     monkeypatch.setattr(module, "works", lambda: answers.pop(0))

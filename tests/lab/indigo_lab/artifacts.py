@@ -18,7 +18,7 @@ from .base import LabError, cache, digest, remove_tree, run, say, sha256, write
 from .topology import MIRROR_URL
 
 # Images of add-ons that `--images` may bring, by the end of their names.
-ADDONS = ("coredns", "prometheus", "node-exporter", "influxdb")
+ADDONS = ("coredns", "metrics-server", "prometheus", "node-exporter", "influxdb")
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
 UPSTREAM = {
