@@ -427,7 +427,8 @@ def apply(name: str, manifests: str, before: Iterable[Iterable[str]] | None) -> 
     objects = {identity(one) for one in read(manifests)}
     known: set[Any] = {tuple(one) for one in before or ()}
     _apply(json.dumps(inventory(name, objects | known)))
-    _apply(Path(manifests).read_text("utf-8"))
+    for options, text in _ways(manifests):
+        _apply(text, options)
     _delete(known - objects)
     _apply(json.dumps(inventory(name, objects)))
 
@@ -549,17 +550,38 @@ def _kubectl(*words: str, stdin: str | None = None) -> bytes:
     return done.stdout
 
 
-_SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}", "--filename")
+_SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}")
+
+#: Applied by the client: the aggregator of 1.20 panics over a server-side apply ("FieldManager must
+#: be installed to run apply"), for it switches that feature off for objects of its own.
+BY_CLIENT = ("apiregistration.k8s.io",)
+
+
+def _ways(manifests: str) -> list[tuple[tuple[str, ...], str]]:
+    """The text of a file as kubectl is given it: options, and what goes with them."""
+    objects = read(manifests)
+    ours = [one for one in objects if identity(one)[0] in BY_CLIENT]
+    if not ours:
+        return [(_SERVER_SIDE, Path(manifests).read_text("utf-8"))]
+    others = [one for one in objects if one not in ours]
+    return [
+        (options, yaml.safe_dump_all(some, sort_keys=False))
+        for options, some in ((_SERVER_SIDE, others), ((), ours))
+        if some
+    ]
 
 
 def _diff(manifests: str) -> set[str]:
-    archive = _kubectl("diff", *_SERVER_SIDE, manifests)
-    # Where nothing differs kubectl starts no program.
-    return differing(archive) if archive else set()
+    found = set()
+    for options, text in _ways(manifests):
+        archive = _kubectl("diff", *options, "--filename", "-", stdin=text)
+        # Where nothing differs kubectl starts no program.
+        found |= differing(archive) if archive else set()
+    return found
 
 
-def _apply(text: str) -> None:
-    _kubectl("apply", *_SERVER_SIDE, "-", stdin=text)
+def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
+    _kubectl("apply", *options, "--filename", "-", stdin=text)
 
 
 def _delete(objects: Iterable[Identity]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from indigo_model import addons, images, versions
 from indigo_model.cluster import Cluster, Host, Vip
 from salt.exceptions import CommandExecutionError
@@ -218,6 +219,20 @@ def test_nothing_is_ever_there_that_the_inventory_does_not_name(kubectl, manifes
     assert kubectl.calls[1][1] == MANIFESTS
     assert kubectl.calls[2][1] == ("ConfigMap", "old")
     assert listed(kubectl.calls[3][1]) == {SERVICE, DEPLOYMENT}
+
+
+def test_what_the_aggregator_keeps_is_applied_by_the_client(kubectl, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(
+        MANIFESTS + "---\napiVersion: apiregistration.k8s.io/v1\nkind: APIService\n"
+        "metadata: {name: v1.x}\n"
+    )
+    (_, first), (options, second) = module._ways(str(path))
+    assert "APIService" not in first and options == ()
+    assert yaml.safe_load(second)["metadata"] == {"name": "v1.x"}
+    known = [SERVICE, DEPLOYMENT, ("apiregistration.k8s.io", "APIService", "", "v1.x")]
+    assert module.pending(str(path), known) == {}
+    assert kubectl.verbs == ["diff", "diff"]
 
 
 def test_an_addon_goes_before_its_inventory(kubectl):
