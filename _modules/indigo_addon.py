@@ -585,8 +585,9 @@ def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
 
 
 def _delete(objects: Iterable[Identity]) -> None:
-    for one in sorted(objects):
-        _kubectl("delete", "--ignore-not-found", "--timeout=60s", *reference(one))
+    # What others stand on goes last.
+    for one in sorted(objects, key=lambda one: (one[1] in FIRST, one)):
+        _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
 
 
 # --- checks of an add-on's own use ---------------------------------------------------------------

@@ -243,6 +243,16 @@ def test_an_addon_goes_before_its_inventory(kubectl):
     ]
 
 
+def test_what_others_stand_on_goes_last(kubectl):
+    module.remove("x", [("", "Namespace", "", "n"), OLD, DEPLOYMENT])
+    assert [call[1][0] for call in kubectl.calls] == [
+        "ConfigMap",
+        "Deployment.apps",
+        "Namespace",
+        "ConfigMap",
+    ]
+
+
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "kind: Service\nmetadata: {}\n"])
 def test_a_file_of_something_else_is_refused_by_name(tmp_path, text):
     path = tmp_path / "bad.yaml"
