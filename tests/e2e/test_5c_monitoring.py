@@ -192,7 +192,7 @@ def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab
     where = (
         "StatefulSet metrics-archive/influxdb: 0 of 1 replicas are ready: influxdb-0: influxdb: "
     )
-    told = until(lambda: (found := works(lab)) and "ImagePull" in str(found) and found, 60, 2)
+    told = until(lambda: (found := works(lab)) and "ImagePull" in str(found) and found, 120, 2)
     assert told, works(lab)
     assert set(told) == {"influxdb"} and told["influxdb"].startswith(where), told
     assert "indigo.lab/broken:1" in told["influxdb"]
