@@ -19,6 +19,7 @@ from indigo_lab.base import state
 
 PROFILE = "compact"
 SETTINGS = {"interval": 5, "pods": False, "size": "256Mi", "memory": "512Mi"}
+CHANGED = SETTINGS | {"retention": "3d"}
 ARCHIVE = {"size": "256Mi", "memory": "512Mi"}
 
 #: What is on each host: every role has its job.
@@ -177,7 +178,7 @@ def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
 
 def test_what_is_declared_is_changed_in_place(lab):
     before = kubectl(lab, "get", "statefulset", "-n", "monitoring", "prometheus")["metadata"]["uid"]
-    declare(lab, SETTINGS | {"retention": "3d"})
+    declare(lab, CHANGED)
     assert applied(lab) == (0, {"StatefulSet monitoring/prometheus": "updated"})
     assert until(lambda: works(lab) == {}, 120, 2), works(lab)
     after = kubectl(lab, "get", "statefulset", "-n", "monitoring", "prometheus")
@@ -187,7 +188,7 @@ def test_what_is_declared_is_changed_in_place(lab):
 
 def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab):
     good = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
-    declare(lab, SETTINGS, use=good | {"influxdb": "indigo.lab/broken:1"})
+    declare(lab, CHANGED, use=good | {"influxdb": "indigo.lab/broken:1"})
     assert applied(lab) == (0, {"StatefulSet metrics-archive/influxdb": "updated"})
     where = (
         "StatefulSet metrics-archive/influxdb: 0 of 1 replicas are ready: influxdb-0: influxdb: "
@@ -199,7 +200,7 @@ def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab
     # Of the cluster itself nothing is wrong.
     problems = status(lab)["problems"]
     assert len(problems) == 1 and problems[0].startswith(f"add-on influxdb: {where}"), problems
-    declare(lab, SETTINGS, use=good)
+    declare(lab, CHANGED, use=good)
     assert applied(lab)[0] == 0
     assert until(lambda: works(lab) == {}, 120, 2), works(lab)
 
@@ -225,7 +226,7 @@ def test_images_are_listed_saved_and_served_from_a_folder(lab):
 
     document = yaml.safe_load(lab.cluster_file.read_text())
     others = [one for one in document["images"]["archives"] if one["name"] not in listed]
-    declare(lab, SETTINGS, archives=others + entries)
+    declare(lab, CHANGED, archives=others + entries)
     lost = sorted(listed)[0]
     ctr = lab.exec("host3", ["sh", "-c", "ls /opt/indigo/*/ctr /opt/indigo/*/bin/ctr"]).stdout
     command = [ctr.split()[0], "-n", "k8s.io", "images"]
