@@ -13,6 +13,7 @@ import http.client
 import io
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -533,21 +534,33 @@ def _kubectl(*words: str, stdin: str | None = None) -> bytes:
     ]
     # kubectl hands the two folders that it compares to a program of one's choice.
     environment = {**os.environ, "KUBECTL_EXTERNAL_DIFF": BOTH_SIDES, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            command,
-            input=None if stdin is None else stdin.encode(),
-            env=environment,
-            capture_output=True,
-            timeout=120,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as err:
-        raise CommandExecutionError(f"kubectl {words[0]} failed: {err}") from err
-    if done.returncode:
+    for left in reversed(range(TRIES)):
+        try:
+            done = subprocess.run(
+                command,
+                input=None if stdin is None else stdin.encode(),
+                env=environment,
+                capture_output=True,
+                timeout=120,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as err:
+            raise CommandExecutionError(f"kubectl {words[0]} failed: {err}") from err
+        if not done.returncode:
+            break
         said = done.stderr.decode(errors="replace").strip()[-1000:]
-        raise CommandExecutionError(f"kubectl {words[0]} failed ({done.returncode}): {said}")
+        if not left or not PASSING.search(said):
+            raise CommandExecutionError(f"kubectl {words[0]} failed ({done.returncode}): {said}")
+        time.sleep(PAUSE)
     return done.stdout
+
+
+#: What the API says while members of etcd restart: a request that was under way is lost. All that
+#: is asked for here may be asked for again.
+PASSING = re.compile(
+    r"rpc error: code = Unavailable|etcdserver: |connection refused|unexpected EOF"
+)
+TRIES, PAUSE = 4, 3.0
 
 
 _SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER}")
@@ -730,12 +743,14 @@ def _metrics(settings: Mapping[str, Any]) -> str:
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             return f"{address} does not reach {'; '.join(missing[:3])}{more}"
+        query = urllib.parse.quote("sum by (job) (up)")
+        result = _asked(f"{base}/query?query={query}", timeout=10)["result"]
+        up = {one["metric"].get("job"): int(float(one["value"][1])) for one in result}
         for job, hosts in settings["expect"].items():
-            query = urllib.parse.quote(f'sum(up{{job="{job}"}})')
-            result = _asked(f"{base}/query?query={query}")["result"]
-            total = int(float(result[0]["value"][1])) if result else 0
-            if total < len(hosts):
-                return f"{address} says that {total} of {len(hosts)} targets of {job} are up"
+            if up.get(job, 0) < len(hosts):
+                return (
+                    f"{address} says that {up.get(job, 0)} of {len(hosts)} targets of {job} are up"
+                )
     return ""
 
 

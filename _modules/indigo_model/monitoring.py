@@ -236,7 +236,8 @@ def _remote(cluster: Cluster) -> dict[str, Any]:
         "remote_write": [
             {"url": f"{base}/write?db={DATABASE}", "write_relabel_configs": [drop]},
         ],
-        "remote_read": [{"url": f"{base}/read?db={DATABASE}"}],
+        # An InfluxDB that is silent must not hold up what is asked about now.
+        "remote_read": [{"url": f"{base}/read?db={DATABASE}", "remote_timeout": "2s"}],
     }
 
 

@@ -189,7 +189,8 @@ def test_what_is_declared_is_changed_in_place(lab):
 def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab):
     good = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
     declare(lab, CHANGED, use=good | {"influxdb": "indigo.lab/broken:1"})
-    assert applied(lab) == (0, {"StatefulSet metrics-archive/influxdb": "updated"})
+    code, found = applied(lab)
+    assert (code, found["StatefulSet metrics-archive/influxdb"]) == (0, "updated")
     where = (
         "StatefulSet metrics-archive/influxdb: 0 of 1 replicas are ready: influxdb-0: influxdb: "
     )
@@ -198,8 +199,8 @@ def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab
     assert set(told) == {"influxdb"} and told["influxdb"].startswith(where), told
     assert "indigo.lab/broken:1" in told["influxdb"]
     # Of the cluster itself nothing is wrong.
-    problems = status(lab)["problems"]
-    assert len(problems) == 1 and problems[0].startswith(f"add-on influxdb: {where}"), problems
+    assert until(lambda: len(status(lab)["problems"]) == 1, 60, 2), status(lab)["problems"]
+    assert status(lab)["problems"][0].startswith(f"add-on influxdb: {where}")
     declare(lab, CHANGED, use=good)
     assert applied(lab)[0] == 0
     assert until(lambda: works(lab) == {}, 120, 2), works(lab)

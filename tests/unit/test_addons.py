@@ -243,6 +243,39 @@ def test_an_addon_goes_before_its_inventory(kubectl):
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "tries", "passes"),
+    [
+        ("Error from server: rpc error: code = Unavailable desc = transport is closing", 2, True),
+        ("Error from server: etcdserver: leader changed", 9, False),
+        ("error: namespaces is forbidden", 1, False),
+    ],
+)
+def test_what_was_lost_while_etcd_restarted_is_asked_again(
+    monkeypatch, tmp_path, said, tries, passes
+):
+    count, kubectl = tmp_path / "count", tmp_path / "kubectl"
+    kubectl.write_text(
+        f"#!/bin/sh\necho >> {count}\n"
+        + (f"[ $(wc -l < {count}) -lt {tries} ] || exec echo done\n" if passes else "")
+        + f"echo '{said}' >&2\nexit 1\n"
+    )
+    kubectl.chmod(0o755)
+    view = {
+        "binaries": {"kubectl": str(kubectl)},
+        "paths": {"kubernetes": "/x"},
+        "components": {"kube-apiserver": {"url": ""}},
+    }
+    monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
+    monkeypatch.setattr(module, "PAUSE", 0)
+    if passes:
+        assert module._kubectl("apply") == b"done\n"
+    else:
+        with pytest.raises(CommandExecutionError, match=said):
+            module._kubectl("apply")
+    assert len(count.read_text().splitlines()) == min(tries, module.TRIES)
+
+
 def test_what_others_stand_on_goes_last(kubectl):
     module.remove("x", [("", "Namespace", "", "n"), OLD, DEPLOYMENT])
     assert [call[1][0] for call in kubectl.calls] == [

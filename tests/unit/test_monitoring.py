@@ -188,7 +188,13 @@ def prometheus(monkeypatch):
             if "/targets" in self.path:
                 data = {"activeTargets": answers["targets"]}
             else:
-                data = {"result": [{"value": [0, answers["up"]]}] if answers["up"] else []}
+                data = {
+                    "result": [
+                        {"metric": {"job": job}, "value": [0, answers["up"]]}
+                        for job in ("etcd", "kubelet")
+                        if answers["up"]
+                    ]
+                }
             body = json.dumps({"status": "success", "data": data}).encode()
             self.send_response(200)
             self.end_headers()
@@ -204,7 +210,7 @@ def prometheus(monkeypatch):
     port = server.server_address[1]
     monkeypatch.setattr(module, "_addresses", lambda *_: ["127.0.0.1"])
     monkeypatch.setattr(
-        module, "_asked", lambda url, *key: real(url.replace(":9090", f":{port}"), *key)
+        module, "_asked", lambda url, *key, **more: real(url.replace(":9090", f":{port}"), *key)
     )
     yield answers
     server.shutdown()
