@@ -8,8 +8,8 @@ import pytest
 import yaml
 from cluster import changes, deploy, kubectl, status, until, well
 
-PROFILE = "single"
-HOST = "salt"
+PROFILE = "compact"
+MASTER = "host1"
 FILES = "/srv/indigo-files/services"
 
 WEB = """
@@ -52,8 +52,8 @@ WANTED = {
 def put(lab, path, text):
     """Write a file into the Salt master's file server."""
     name = f"{FILES}/{path}"
-    lab.exec(HOST, ["mkdir", "-p", name.rpartition("/")[0]], check=True)
-    lab.exec(HOST, ["tee", name], stdin=text, check=True)
+    lab.exec("salt", ["mkdir", "-p", name.rpartition("/")[0]], check=True)
+    lab.exec("salt", ["tee", name], stdin=text, check=True)
 
 
 def declare(lab, services):
@@ -62,14 +62,14 @@ def declare(lab, services):
     if services:
         document["services"] = services
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
-    lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
+    lab.salt(MASTER, "saltutil.refresh_pillar", "wait=True")
 
 
 def applied(lab):
     """``state.apply addons``: exit code, changes of services, what failed."""
-    done = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
+    done = lab.salt(MASTER, "state.apply", "addons", "--out=json", timeout=300)
     found, failed = {}, {}
-    for one in json.loads(done.stdout)[HOST].values():
+    for one in json.loads(done.stdout)[MASTER].values():
         if one["result"] is False:
             failed[one["name"].rpartition("/")[2]] = one["comment"]
         if one["name"].startswith(("service-", "No other")):
@@ -79,8 +79,8 @@ def applied(lab):
 
 def works(lab):
     """What the services' checks say, of those that do not work."""
-    done = lab.salt(HOST, "indigo_addon.works", "--out=json", timeout=60)
-    return {name: why for name, why in json.loads(done.stdout)[HOST].items() if why}
+    done = lab.salt(MASTER, "indigo_addon.works", "--out=json", timeout=60)
+    return {name: why for name, why in json.loads(done.stdout)[MASTER].items() if why}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,7 +91,7 @@ def _deployed(lab):
     yield
     declare(lab, None)
     applied(lab)
-    lab.exec(HOST, ["rm", "-rf", FILES], check=True)
+    lab.exec("salt", ["rm", "-rf", FILES], check=True)
     well(lab)
 
 
@@ -146,7 +146,7 @@ def test_they_go_whole(lab):
     declare(lab, None)
     assert applied(lab) == (0, {"service-other": "removed"}, {})
     assert kubectl(lab, "get", "deployments", "-A")["items"] == []
-    assert not lab.exec(HOST, ["ls", "/etc/kubernetes/services"], check=True).stdout
-    result = lab.salt(HOST, "state.apply", "--out=json", timeout=300)
+    assert not lab.exec(MASTER, ["ls", "/etc/kubernetes/services"], check=True).stdout
+    result = lab.salt(MASTER, "state.apply", "--out=json", timeout=300)
     assert result.returncode == 0
-    assert changes(json.loads(result.stdout)[HOST]) == {}
+    assert changes(json.loads(result.stdout)[MASTER]) == {}
