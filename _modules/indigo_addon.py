@@ -669,7 +669,11 @@ def resolve(name: str, server: str, port: int, timeout: float = 2) -> list[str]:
 def _endpoints(namespace: str, service: str, name: str | None = None) -> list[tuple[str, int]]:
     """Address and port of the ready pods behind a service: of one port's name, or the first."""
     path = f"/api/v1/namespaces/{namespace}/endpoints/{service}"
-    subsets = __salt__["indigo_kube.get"](path, server=_server()).get("subsets", [])
+    answer = __salt__["indigo_kube.request"]("GET", path, server=_server())
+    # A service is there before anybody has looked for its pods.
+    if answer["status"] not in (200, 404):
+        raise CommandExecutionError(f"{path} answered {answer['status']}")
+    subsets = answer["body"].get("subsets", [])
     found = []
     for part in subsets:
         ports = [one for one in part.get("ports", []) if name in (None, one.get("name"))]
@@ -736,7 +740,11 @@ def unreached(
 
 def _metrics(settings: Mapping[str, Any]) -> str:
     """Every replica of Prometheus reaches all that is declared, and can be asked."""
-    for address in _addresses("monitoring", "prometheus", "web"):
+    addresses = _addresses("monitoring", "prometheus", "web")
+    if len(addresses) < settings["replicas"]:
+        wanted = settings["replicas"]
+        return f"the service prometheus leads to {len(addresses)} of {wanted} replicas"
+    for address in addresses:
         base = f"http://{address}:9090/api/v1"
         targets = _asked(f"{base}/targets?state=active")["activeTargets"]
         missing = unreached(settings["expect"], targets)

@@ -437,7 +437,10 @@ def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, know
         "/apis/apps/v1/namespaces/kube-system/deployments/coredns": workload(2, len(ready)),
         "/api/v1/namespaces/kube-system/pods?labelSelector=a=b": {"items": []},
     }
-    functions = {"indigo_kube.get": lambda path, server: answers[path]}
+    functions = {
+        "indigo_kube.get": lambda path, server: answers[path],
+        "indigo_kube.request": lambda _, path, server: {"status": 200, "body": answers[path]},
+    }
     there = {"coredns": [("apps", "Deployment", "kube-system", "coredns")]}
     monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
@@ -445,6 +448,18 @@ def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, know
     monkeypatch.setattr(module, "resolve", lambda *_: [knows])
     assert module.works()["coredns"].startswith(problem)
     assert bool(module.works()["coredns"]) == bool(problem)
+
+
+def test_a_service_whose_pods_nobody_has_looked_for_leads_to_none(monkeypatch):
+    view = {"components": {"kube-apiserver": {"url": ""}}}
+    answer = {"status": 404, "body": {"kind": "Status"}}
+    monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
+    functions = {"indigo_kube.request": lambda *_, **__: answer}
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    assert module._endpoints("n", "s") == []
+    answer["status"] = 500
+    with pytest.raises(CommandExecutionError, match="answered 500"):
+        module._endpoints("n", "s")
 
 
 def workload(wanted: int, ready: int, updated: int | None = None, seen: int = 3) -> dict[str, Any]:

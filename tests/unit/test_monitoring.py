@@ -218,7 +218,7 @@ def prometheus(monkeypatch):
     thread.join(5)
 
 
-EXPECT = {"expect": {"etcd": ["a"], "kubelet": ["n"]}}
+EXPECT = {"replicas": 1, "expect": {"etcd": ["a"], "kubelet": ["n"]}}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,11 @@ def test_prometheus_works_when_it_reaches_all_that_is_declared(prometheus, targe
     prometheus.update(targets=targets, up=up)
     found = module._metrics(EXPECT)
     assert told in found and bool(found) == bool(told)
+
+
+def test_a_replica_that_no_service_leads_to_is_missed(prometheus):
+    prometheus.update(targets=[target("etcd", "a"), target("kubelet", "n")])
+    assert module._metrics(EXPECT | {"replicas": 2}).endswith("leads to 1 of 2 replicas")
 
 
 def test_one_that_does_not_answer_is_a_problem(monkeypatch):
