@@ -290,8 +290,32 @@ def build(folder: str, service: Mapping[str, Any]) -> str:
     for one in objects:
         if scopes[identity(one)[:2]]:
             one["metadata"].setdefault("namespace", service["namespace"])
+        _name_protocols(one)
     objects.sort(key=lambda one: one["kind"] not in FIRST)
     return yaml.safe_dump_all(objects, sort_keys=False)
+
+
+def _name_protocols(one: dict[str, Any]) -> None:
+    """Write out the default protocol of ports: a server-side apply of 1.20 refuses ports without.
+
+    Source: https://github.com/kubernetes-sigs/structured-merge-diff/issues/130.
+    """
+    if one.get("kind") == "Service" and one.get("apiVersion") == "v1":
+        _each_port(one.get("spec"))
+    pod = one.get("spec")
+    for key in ("jobTemplate", "spec", "template", "spec"):
+        inner = pod.get(key) if isinstance(pod, dict) else None
+        pod = inner if isinstance(inner, dict) else pod
+    for key in ("initContainers", "containers"):
+        for container in (pod.get(key) or []) if isinstance(pod, dict) else []:
+            _each_port(container)
+
+
+def _each_port(holder: Any) -> None:
+    ports = holder.get("ports") if isinstance(holder, dict) else None
+    for port in ports if isinstance(ports, list) else []:
+        if isinstance(port, dict):
+            port.setdefault("protocol", "TCP")
 
 
 #: Names that kustomize reads.

@@ -107,6 +107,20 @@ def test_plain_manifests_are_taken_and_get_the_namespace(tmp_path: Path):
     ]
 
 
+def test_ports_get_the_protocol_without_which_an_old_release_refuses_them(tmp_path):
+    port = {"containerPort": 80}
+    template = {"spec": {"containers": [{"name": "c", "ports": [dict(port)]}]}}
+    service = manifest("Service") | {
+        "spec": {"ports": [{"port": 80}, {"port": 1, "protocol": "UDP"}]}
+    }
+    workload = manifest("Deployment", version="apps/v1") | {"spec": {"template": template}}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump_all([service, workload]))
+    one, other = yaml.safe_load_all(module.build(str(tmp_path), WIKI))
+    assert [found["protocol"] for found in one["spec"]["ports"]] == ["TCP", "UDP"]
+    (container,) = other["spec"]["template"]["spec"]["containers"]
+    assert container["ports"] == [port | {"protocol": "TCP"}]
+
+
 @pytest.mark.parametrize(
     ("files", "told"),
     [
