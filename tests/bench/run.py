@@ -1,7 +1,7 @@
 """Measure on the lab what docs/benchmarks.md explains, all in one run.
 
     make bench            # everything; all but the backups take 13 minutes
-    tests/bench/run.py deploy noop nodes master backup     # or some parts
+    tests/bench/run.py deploy noop nodes master backup restore     # or some parts
 
 Figures are seconds of wall-clock time unless they say CPU. What counts are the ratios: both sides
 of each are measured here, on the same machine, in the same run.
