@@ -30,9 +30,11 @@ import pwd
 import re
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import salt.utils.yaml
 from salt.exceptions import CommandExecutionError
 
 try:
@@ -53,6 +55,12 @@ TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{32,}")
 NAME = re.compile(r"[A-Za-z0-9._:@-]+")
 
 DEPLOY = "run salt-run state.orchestrate indigo.deploy on the Salt master"
+
+#: What of the set can be exchanged for a new one.
+ROTATIONS = ("encryption", "tokens", "serviceaccount")
+
+#: How far an exchange is: the new one is taken beside the old one, then used, then the only one.
+PHASES = ("trusted", "used", "dropped")
 
 
 def __virtual__() -> str | tuple[bool, str]:
@@ -115,6 +123,7 @@ def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
             name: _token_fingerprint(name, entry["token"])
             for name, entry in document["tokens"].items()
         },
+        "rotation": document.get("rotation"),
     }
 
 
@@ -128,8 +137,10 @@ def _csv(document: Mapping[str, Any]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for name, entry in sorted(document["tokens"].items()):  # the same bytes on every master
-        row = [entry["token"], entry["user"], name]
-        writer.writerow([*row, ",".join(entry["groups"])] if entry["groups"] else row)
+        # In an order that does not tell which of two is in use: no restart when that changes.
+        for token in sorted({entry["token"], entry.get("also", entry["token"])}):
+            row = [token, entry["user"], name]
+            writer.writerow([*row, ",".join(entry["groups"])] if entry["groups"] else row)
     return out.getvalue()
 
 
@@ -210,6 +221,7 @@ def _extend(
             "user": item["user"],
             "groups": list(item["groups"]),
             "token": kept["token"],
+            **({"also": kept["also"]} if "also" in kept else {}),
         }
     changes = {
         "added": [name for name in tokens if name not in old],
@@ -224,6 +236,129 @@ def _extend(
     new = {**document, "tokens": tokens if any(changes.values()) else dict(old)}
     new["generation"] = generation
     return new, {kind: names for kind, names in changes.items() if names}
+
+
+# --- Exchanging a part of the set: pure, but for the new secret's randomness ---------------------
+
+
+def _rotated(document: Mapping[str, Any], what: str, phase: str, now: int) -> dict[str, Any]:
+    """The set in the next phase of an exchange; the set itself where it is that far already.
+
+    ``rotation`` in the set says what is exchanged (``what``), how far that is (``phase``), since
+    when (``since``, Unix seconds) and, of an encryption key, the new one's name (``key``). It goes
+    with the set, so whoever has the set knows the phase.
+
+    Raises:
+        CommandExecutionError: Another part is being exchanged, or a phase would be left out.
+    """
+    begun = document.get("rotation") or {}
+    if begun and begun["what"] != what:
+        raise CommandExecutionError(
+            f"an exchange of {begun['what']} is under way ({begun['phase']}): finish it first, "
+            f"salt-run state.orchestrate indigo.rotate.{begun['what']}"
+        )
+    reached = PHASES.index(begun["phase"]) if begun else -1
+    if reached >= PHASES.index(phase):
+        return dict(document)
+    if reached + 1 != PHASES.index(phase):
+        raise CommandExecutionError(
+            f"{what} cannot be {phase} now: the exchange is "
+            f"{begun['phase'] if begun else 'not begun'}; run "
+            f"salt-run state.orchestrate indigo.rotate.{what}"
+        )
+    new = {**document, "rotation": {**begun, "what": what, "phase": phase, "since": now}}
+    {"encryption": _rotate_encryption, "tokens": _rotate_tokens,
+     "serviceaccount": _rotate_service_account}[what](new, phase)  # fmt: skip
+    new["generation"] = document["generation"] + 1
+    return new
+
+
+def _over(document: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The set without the note of an exchange that was carried through."""
+    begun = document.get("rotation")
+    if not begun or begun["what"] != what:
+        return dict(document)
+    if begun["phase"] != PHASES[-1]:
+        raise CommandExecutionError(
+            f"the exchange of {what} is {begun['phase']}, and over only when {PHASES[-1]}"
+        )
+    new = {key: value for key, value in document.items() if key != "rotation"}
+    return {**new, "generation": document["generation"] + 1}
+
+
+def _rotate_encryption(new: dict[str, Any], phase: str) -> None:
+    """Give the configuration a key: last of all, then first of all, then alone."""
+    try:
+        config = salt.utils.yaml.safe_load(new["encryption"])
+        entries = [(entry["resources"], entry["providers"]) for entry in config["resources"]]
+        kinds = {kind for resources, _ in entries for kind in resources}
+        boxes = [_secretbox(providers) for _, providers in entries]
+    except Exception:  # the original's message may quote the text
+        raise CommandExecutionError(
+            "the configuration of encryption at rest cannot be read; it is the text `encryption` "
+            "of the token set: restore that from a backup"
+        ) from None
+    if kinds != {"secrets"}:
+        raise CommandExecutionError(
+            f"the configuration of encryption at rest names {', '.join(sorted(kinds))}; only a key "
+            "of Secrets alone can be exchanged here"
+        )
+    if phase == "trusted":
+        names = {key["name"] for box in boxes for key in box["secretbox"]["keys"]}
+        # Never a name that was in use: what is encrypted says by which key it was.
+        numbers = [int(name[3:]) for name in names if re.fullmatch(r"key\d+", name)]
+        name = f"key{max(numbers, default=1) + 1}"
+        new["rotation"]["key"] = name
+        added = {"name": name, "secret": base64.b64encode(secrets.token_bytes(32)).decode()}
+    for (_, providers), box in zip(entries, boxes, strict=True):
+        keys = box["secretbox"]["keys"]
+        if phase == "trusted":
+            keys.append(added)
+            if box not in providers:
+                providers.append(box)
+            continue
+        own = [key for key in keys if key["name"] == new["rotation"]["key"]]
+        others = [key for key in keys if key not in own]
+        rest = [one for one in providers if one is not box]
+        if phase == "dropped":
+            others, rest = [], [one for one in rest if "identity" in one]
+        box["secretbox"]["keys"] = own + others
+        providers[:] = [box, *rest]
+    new["encryption"] = salt.utils.yaml.safe_dump(config, default_flow_style=False)
+
+
+def _secretbox(providers: Sequence[Any]) -> dict[str, Any]:
+    """The provider whose keys are exchanged: the one that is there, or one to be added."""
+    found = next((one for one in providers if "secretbox" in one), None)
+    return found or {"secretbox": {"keys": []}}
+
+
+def _rotate_tokens(new: dict[str, Any], phase: str) -> None:
+    """A second token for each identity, then that one handed out, then that one alone."""
+    tokens: dict[str, Any] = {}
+    for name, entry in new["tokens"].items():
+        entry = dict(entry)
+        if phase == "trusted":
+            entry["also"] = secrets.token_hex(32)
+        elif phase == "used" and "also" in entry:
+            entry["token"], entry["also"] = entry["also"], entry["token"]
+        elif phase == "dropped":
+            entry.pop("also", None)
+        tokens[name] = entry
+    new["tokens"] = tokens
+
+
+def _rotate_service_account(new: dict[str, Any], phase: str) -> None:
+    """A second key: its signatures taken, then it signs, then its signatures alone taken."""
+    if phase == "trusted":
+        new["service_account_next"] = _signing_key()
+        new["service_account_public"] += _public_part(new["service_account_next"])
+    elif phase == "used":
+        old = _public_part(new["service_account_key"])
+        new["service_account_key"] = new.pop("service_account_next")
+        new["service_account_public"] = _public_part(new["service_account_key"]) + old
+    else:
+        new["service_account_public"] = _public_part(new["service_account_key"])
 
 
 def _check_identities(identities: Sequence[Mapping[str, Any]]) -> None:
@@ -594,7 +729,8 @@ def state() -> dict[str, Any]:
 
     Returns:
         ``set``: None, or the set's ``cluster``, ``lineage``, ``generation``, ``fingerprint``,
-        ``identities`` (digest of those it has) and ``tokens`` (fingerprint by identity).
+        ``identities`` (digest of those it has), ``tokens`` (fingerprint by identity) and
+        ``rotation`` (None, or what of it is being exchanged and how far that is).
         ``tokens``: fingerprint by identity of this host's own token files, None where the file
         holds no token. ``problems``: one line for each file that is not as it should be.
         ``damaged``: why the set cannot be read, or None. ``remains``: fingerprints of keys that
@@ -750,6 +886,45 @@ def ensure(
         "changed": changed,
         "set": _summary(document),
     }
+
+
+def rotate(what: str, phase: str | None) -> dict[str, Any]:
+    """On the holder: bring the exchange of a part of the set into its next phase.
+
+    The others receive the set as always, with the phase in it; see ``indigo_tokens.replicate`` on
+    the Salt master. Whether every host runs with the phase before is for the caller to know:
+    ``salt-run state.orchestrate indigo.rotate.encryption`` does all of it.
+
+    Args:
+        what: ``encryption``, ``tokens`` or ``serviceaccount``.
+        phase: ``trusted``, ``used`` or ``dropped``; None to note that the exchange is over.
+
+    Returns:
+        ``changed`` (what was found wrong, by path) and ``set`` (see :func:`state`). Never a secret.
+
+    Raises:
+        CommandExecutionError: There is no set here; another part is being exchanged; a phase would
+            be left out.
+    """
+    if what not in ROTATIONS or phase not in (*PHASES, None):
+        raise CommandExecutionError(
+            f"{what!r} {phase!r} is no exchange; expected {', '.join(ROTATIONS)} and "
+            f"{', '.join(PHASES)}"
+        )
+    tokens, _ = _wanted(None, None)
+    token_set = _token_set()
+    path = token_set["path"]
+    with _locked(_folder(tokens, token_set)):
+        old = _load_set(path)
+        if old is None:
+            raise CommandExecutionError(f"{path}: missing; {DEPLOY}")
+        new = _rotated(old, what, phase, int(time.time())) if phase else _over(old, what)
+        changed: dict[str, str] = {}
+        if new != old:
+            _write_set(token_set, new)
+            changed[path] = f"generation {old['generation']}"
+        changed.update(_mend(tokens, token_set, new))
+    return {"changed": changed, "set": _summary(new)}
 
 
 def seal(

@@ -12,6 +12,7 @@ The node has its tokens:
     - name: {{ indigo.id }}
     - tokens: {{ indigo.tokens | tojson }}
 
+# Both would read a new token within a minute; a restart makes sure that nobody uses the old one.
 kubelet runs with its configuration:
   indigo_service.running:
     - name: kubelet
@@ -20,6 +21,7 @@ kubelet runs with its configuration:
       - {{ config }}/kubelet.yaml
       - {{ config }}/kubelet.kubeconfig
       - {{ indigo.paths.pki }}/kubelet.crt
+      - {{ indigo.paths.tokens }}/kubelet
     - require:
       - sls: common.certificates
       - sls: kubeconfig
@@ -33,6 +35,7 @@ kube-proxy runs with its configuration:
     - files:
       - {{ config }}/kube-proxy.yaml
       - {{ config }}/kube-proxy.kubeconfig
+      - {{ indigo.paths.tokens }}/kube-proxy
     - require:
       - sls: kubeconfig
       - sls: node.installed
