@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import grp
 import ipaddress
+import logging
 import os
 import pwd
 import stat
@@ -35,6 +36,8 @@ except ImportError:  # pragma: no cover
 if TYPE_CHECKING:
     __salt__: dict[str, Any]
     __pillar__: dict[str, Any]
+
+log = logging.getLogger(__name__)
 
 KEY_MODE = 0o600
 CERTIFICATE_MODE = 0o644
@@ -216,6 +219,7 @@ def issue(
     certificates: list[dict[str, Any]],
     authorities: list[dict[str, str]],
     timeout: int = 120,
+    new_keys: bool = False,
 ) -> dict[str, Any]:
     """Have certificates issued by the CA minion in one request, and put them in place.
 
@@ -227,6 +231,7 @@ def issue(
         certificates: Declarations of the certificates to issue; may be empty.
         authorities: All of this host's authorities; their certificates are brought up to date.
         timeout: Seconds to wait for the CA minion.
+        new_keys: Make a new key for each, also where there is a usable one.
 
     Returns:
         ``{"changes": {path: {"old": text or None, "new": text}}, "errors": [text, ...]}``: what
@@ -243,7 +248,9 @@ def issue(
     """
     for row in certificates:
         _ownership(row)  # accounts must exist before anything is asked for
-    keys = {row["policy"]: _key_for(row) for row in certificates}
+    keys = {
+        row["policy"]: (_new_key(), True) if new_keys else _key_for(row) for row in certificates
+    }
     changes: dict[str, dict[str, Any]] = {}
     errors: list[str] = []
     wanted = certificates
@@ -279,12 +286,19 @@ def issue(
     return {"changes": changes, "errors": [f"CA minion {ca}: {text}" for text in errors]}
 
 
-def renew(names: list[str] | str | None = None, timeout: int = 120) -> dict[str, Any]:
+def renew(
+    names: list[str] | str | None = None,
+    timeout: int = 120,
+    new_keys: bool = False,
+    older_than: float = 0,
+) -> dict[str, Any]:
     """Issue certificates of this host anew now, whatever is left of them.
 
     Args:
         names: Names of certificates (``indigo_pki.status`` shows them); all when left out.
         timeout: Seconds to wait for the CA minion.
+        new_keys: Make new keys, too.
+        older_than: Minutes; what was issued since is left alone.
 
     Returns:
         What changed: ``{path: {"old": text or None, "new": text}}``.
@@ -308,12 +322,69 @@ def renew(names: list[str] | str | None = None, timeout: int = 120) -> dict[str,
             f"no certificate named {', '.join(unknown)} on this host; there are: "
             f"{', '.join(declared) or 'none'}"
         )
-    done = issue(pki["ca"], [declared[name] for name in chosen], pki["authorities"], timeout)
+    wanted = [declared[name] for name in chosen if _older(declared[name], older_than)]
+    if not wanted and older_than:
+        return {}
+    done = issue(pki["ca"], wanted, pki["authorities"], timeout, new_keys)
     if done["errors"]:
         raise CommandExecutionError(
             f"{'; '.join(done['errors'])}. Renewed: {', '.join(done['changes']) or 'nothing'}"
         )
     return done["changes"]
+
+
+def due() -> dict[str, str]:
+    """What of this host's certificates and authorities must be made anew now, and why, by path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' indigo_pki.due
+    """
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    authorities = pki.get("authorities", [])
+    found = {row["path"]: authority_problem(row) for row in authorities}
+    found |= {row["path"]: certificate_problem(row, authorities) for row in pki["certificates"]}
+    for row in pki.get("held", []):
+        try:
+            found[row["certificate"]] = held_problem(row)
+        except CommandExecutionError as err:
+            found[row["certificate"]] = str(err)
+    return {path: why for path, why in found.items() if why}
+
+
+def keep() -> dict[str, str]:
+    """Renew what is due, with the states that restart what reads it; the schedule calls this.
+
+    A host with nothing due asks nobody. Restarts wait for their turn, as in any ``state.apply``.
+
+    Returns:
+        What was due and is not any more, by path.
+
+    Raises:
+        CommandExecutionError: Something is still due. The next look tries again.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt node1 indigo_pki.keep
+    """
+    before = due()
+    if not before:
+        return {}
+    log.info("Certificates are due: %s", "; ".join(f"{k}: {v}" for k, v in before.items()))
+    said = __salt__["state.apply"]("indigo.host", queue=True)
+    left = due()
+    if left:
+        states = said.values() if isinstance(said, Mapping) else []
+        bad = [str(one.get("comment")) for one in states if one.get("result") is False]
+        raise CommandExecutionError(
+            f"still due: {'; '.join(f'{path}: {why}' for path, why in left.items())}. "
+            f"state.apply indigo.host says: {'; '.join(bad) if states else said}"
+        )
+    return before
 
 
 def mend_ownership(declared: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -650,6 +721,15 @@ def _usages(found: x509.Certificate) -> set[str]:
     except x509.ExtensionNotFound:
         return set()
     return {known.get(oid, oid.dotted_string) for oid in usages}
+
+
+def _older(declared: Mapping[str, Any], minutes: float) -> bool:
+    """Whether a certificate was issued more than so long ago, or is not there."""
+    found = _first(declared["path"])
+    if found is None or not minutes:
+        return True
+    issued = _validity(found)[0] + BACKDATE
+    return _now() - issued > datetime.timedelta(minutes=minutes)
 
 
 def _days_left(found: x509.Certificate | None, now: datetime.datetime) -> int | None:

@@ -21,6 +21,9 @@ PHASES = ("trusted", "used", "dropped")
 #: Where a run keeps what its steps have found out.
 RUN = "indigo_rotate.run"
 
+#: Where preflight leaves why hosts are not as the last deploy left them.
+DIFFERS = "indigo_cluster.differs"
+
 #: Whose services read what is exchanged, in each phase.
 READERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "encryption": {"trusted": ("master",), "used": ("master",), "dropped": ("master",)},
@@ -240,3 +243,41 @@ def finished(name: str, what: str) -> dict[str, Any]:
         return _failed(name, what, err)
     ret["changes"] = {what: {"old": "exchanged", "new": "the new one alone is taken"}}
     return {**ret, "comment": "The old one is taken nowhere any more"}
+
+
+def renewed(name: str, older_than: float = 60) -> dict[str, Any]:
+    """Every host has new keys and certificates, and runs with them.
+
+    What was issued lately is left alone, so a run that was killed is run again and does the rest.
+
+    Args:
+        name: What the step says of itself.
+        older_than: Minutes.
+    """
+    ret = _result(name)
+    if __opts__["test"]:
+        told_ = f"Keys and certificates older than {older_than:g} min would be exchanged"
+        return {**ret, "result": None, "comment": told_}
+    try:
+        hosts = list(__salt__["indigo_model.plan"]()["hosts"])
+        answers = _ask(hosts, "indigo_pki.renew", new_keys=True, older_than=older_than)
+    except CommandExecutionError as err:
+        return _failed(name, "certificates", err)
+    # Also where a run before this one left new certificates that nobody has read yet.
+    differs = __context__.get(DIFFERS, {})
+    new = [id_ for id_ in hosts if answers.get(id_)]
+    chosen = [id_ for id_ in hosts if differs.get(id_, "unknown") or id_ in new]
+    bad = [
+        f"{id_}: {answers.get(id_, 'no answer')}"
+        for id_ in hosts
+        if not isinstance(answers.get(id_), Mapping)
+    ]
+    if bad:
+        return _failed(name, "certificates", "; ".join(bad))
+    if not chosen:
+        return {**ret, "comment": f"No certificate is older than {older_than:g} min"}
+    ret = __states__["salt.state"](name, tgt=chosen, tgt_type="list", sls="indigo.host", queue=True)
+    if ret["result"] is False:
+        return {**_failed(name, "certificates", ret["comment"]), "changes": ret["changes"]}
+    count = sum(path.endswith(".crt") for id_ in new for path in answers[id_])
+    return {**ret, "comment": f"{count} certificates on {len(new)} hosts. {ret['comment']}"}

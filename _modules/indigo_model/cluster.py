@@ -48,8 +48,10 @@ TIMERS = MappingProxyType(
     }
 )
 
-#: Defaults of ``certificates``, in days.
-CERTIFICATES = MappingProxyType({"days": 365, "renew_before": 60, "authority_days": 3650})
+#: Defaults of ``certificates``, in days; ``look`` in seconds.
+CERTIFICATES = MappingProxyType(
+    {"days": 365, "renew_before": 60, "authority_days": 3650, "look": 21600}
+)
 
 #: Defaults of ``backup``. ``every`` is in hours, ``at`` in UTC, ``look`` and ``splay`` in seconds.
 BACKUP: Mapping[str, Any] = MappingProxyType(

@@ -61,7 +61,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
 
 
 def pillar(cluster: Cluster, host: Host) -> dict[str, Any]:
-    """The whole pillar of a host: its view, the CA host's signing policies, etcd hosts' jobs.
+    """The whole pillar of a host: its view, the CA host's signing policies, its jobs.
 
     Salt's scheduler keeps notes in the pillar's own ``schedule``, so that its fingerprint is that
     of the view, which holds the same jobs.
@@ -69,8 +69,11 @@ def pillar(cluster: Cluster, host: Host) -> dict[str, Any]:
     result: dict[str, Any] = {"indigo": view(cluster, host)}
     if "ca" in host.roles:
         result["x509_signing_policies"] = pki.signing_policies(cluster)
+    jobs = pki.schedule(cluster)
     if "etcd" in host.roles:
-        result["schedule"] = backup.schedule(cluster.backup)
+        jobs |= backup.schedule(cluster.backup)
+    if jobs:
+        result["schedule"] = jobs
     return result
 
 

@@ -37,6 +37,9 @@ TRUST: dict[str, dict[str, str]] = {
 #: keyUsage of every certificate. EC keys sign in the handshake; they never encipher keys.
 KEY_USAGE = "critical, digitalSignature"
 
+#: Name of the job in Salt's schedule.
+JOB = "certificates"
+
 SERVER = "serverAuth"
 CLIENT = "clientAuth"
 
@@ -196,9 +199,9 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"pki": {"ca", "authorities", "certificates"}}``, on the CA host also ``held``. Public
-        facts only, JSON types only. ``authorities`` and ``certificates`` are empty on a host
-        that needs none.
+        ``{"pki": {"ca", "authorities", "certificates", "schedule"}}``, on the CA host also
+        ``held``. Public facts only, JSON types only. ``authorities`` and ``certificates`` are
+        empty on a host that needs none.
 
     Example:
         >>> from .cluster import Vip
@@ -213,10 +216,43 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         "ca": cluster.ca.id,
         "authorities": _authorities(host),
         "certificates": [_declared(cluster, host, row) for row in of(host)],
+        "schedule": schedule(cluster),
     }
     if "ca" in host.roles:
         pki["held"] = held(cluster)
     return {"pki": pki}
+
+
+def schedule(cluster: Cluster) -> dict[str, Any]:
+    """The job of Salt's schedule by which every host renews what nears its end.
+
+    Args:
+        cluster: The declared cluster.
+
+    Returns:
+        Job names to jobs, as Salt's pillar key ``schedule`` takes them; none where
+        ``certificates.look`` is 0.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> c = Cluster("lab", {}, Vip("10.0.0.9", "eth0"), "10.1.0.0/16", "10.2.0.0/16")
+        >>> schedule(c)["certificates"]["function"]
+        'indigo_pki.keep'
+    """
+    look = int(cluster.certificates["look"])
+    if not look:
+        return {}
+    return {
+        JOB: {
+            "function": "indigo_pki.keep",
+            "seconds": look,
+            # Hosts that were deployed together need not all come to the CA host together.
+            "splay": min(3600, look // 6),
+            "maxrunning": 1,
+            "run_on_start": False,
+            "return_job": False,
+        }
+    }
 
 
 def held(cluster: Cluster) -> list[dict[str, Any]]:

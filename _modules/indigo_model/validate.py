@@ -1027,7 +1027,7 @@ KEYS: tuple[Key, ...] = (
         default=f"{TIMERS['pod_eviction']:g}",
         check=_seconds(0, 86400, whole=True),
     ),
-    Key("certificates", "mapping", "How long certificates are valid, in days."),
+    Key("certificates", "mapping", "How long certificates are valid, and who looks after them."),
     Key(
         "certificates.days",
         "1 to 36500",
@@ -1048,6 +1048,14 @@ KEYS: tuple[Key, ...] = (
         "Days that the authorities are valid; at least `days`.",
         default=str(CERTIFICATES["authority_days"]),
         check=_integer(1, 36500),
+    ),
+    Key(
+        "certificates.look",
+        "0 to 604800",
+        "Seconds between two looks of a host at its certificates: what is due is renewed. 0: only "
+        "`state.apply` renews.",
+        default=str(CERTIFICATES["look"]),
+        check=_integer(0, 604800),
     ),
     Key("backup", "mapping", "Backups of etcd, see docs/operations/backup.md."),
     Key(
