@@ -888,7 +888,7 @@ def ensure(
     }
 
 
-def rotate(what: str, phase: str | None) -> dict[str, Any]:
+def rotate(what: str, phase: str | None, pods: int | None = None) -> dict[str, Any]:
     """On the holder: bring the exchange of a part of the set into its next phase.
 
     The others receive the set as always, with the phase in it; see ``indigo_tokens.replicate`` on
@@ -898,6 +898,7 @@ def rotate(what: str, phase: str | None) -> dict[str, Any]:
     Args:
         what: ``encryption``, ``tokens`` or ``serviceaccount``.
         phase: ``trusted``, ``used`` or ``dropped``; None to note that the exchange is over.
+        pods: Note that pods made before this time (Unix seconds) still have the old one.
 
     Returns:
         ``changed`` (what was found wrong, by path) and ``set`` (see :func:`state`). Never a secret.
@@ -919,6 +920,9 @@ def rotate(what: str, phase: str | None) -> dict[str, Any]:
         if old is None:
             raise CommandExecutionError(f"{path}: missing; {DEPLOY}")
         new = _rotated(old, what, phase, int(time.time())) if phase else _over(old, what)
+        if pods is not None and "pods" not in new["rotation"]:
+            new = {**new, "rotation": {**new["rotation"], "pods": pods}}
+            new["generation"] += 1
         changed: dict[str, str] = {}
         if new != old:
             _write_set(token_set, new)

@@ -29,6 +29,7 @@ kube-apiserver serves:
     - wait: False
     - tier: {{ indigo.rolling[name] | tojson }}
     - files:
+      - {{ pki }}/ca.crt
 {%- for file in own %}
       - {{ indigo.paths.kubernetes }}/{{ file }}
 {%- endfor %}

@@ -50,8 +50,9 @@ etcd answers:
     - require:
       - sls: common.certificates
 
-# The API server takes up a renewed serving certificate or authority by itself, and its etcd client
-# reads its certificate at each handshake; the kubelet client's and the shared keys it reads once.
+# The API server takes up a renewed serving certificate by itself, and its etcd client reads its
+# certificate at each handshake; the kubelet client's, whom kubelets' certificates must be from, and the
+# shared keys it reads once.
 kube-apiserver runs with its configuration:
   indigo_service.running:
     - name: kube-apiserver
@@ -67,6 +68,7 @@ kube-apiserver runs with its configuration:
       - {{ pki }}/sa.key
       - {{ pki }}/sa.pub
       - {{ pki }}/apiserver-kubelet-client.crt
+      - {{ pki }}/ca.crt
       - {{ pki }}/etcd-ca.crt
     - require:
       - sls: master.installed

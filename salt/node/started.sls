@@ -20,6 +20,7 @@ kubelet runs with its configuration:
     - files:
       - {{ config }}/kubelet.yaml
       - {{ config }}/kubelet.kubeconfig
+      - {{ indigo.paths.pki }}/ca.crt
       - {{ indigo.paths.pki }}/kubelet.crt
       - {{ indigo.paths.tokens }}/kubelet
     - require:
@@ -35,6 +36,7 @@ kube-proxy runs with its configuration:
     - files:
       - {{ config }}/kube-proxy.yaml
       - {{ config }}/kube-proxy.kubeconfig
+      - {{ indigo.paths.pki }}/ca.crt
       - {{ indigo.paths.tokens }}/kube-proxy
     - require:
       - sls: kubeconfig
