@@ -80,6 +80,9 @@ def summary(data: Mapping[str, Any]) -> list[str]:
         ("tokens", "in step" if data["tokens"]["in_step"] else "not in step"),
         ("add-ons", _listed(f"{name} {said}" for name, said in data.get("addons", {}).items())),
     ]
+    if data.get("exchange"):
+        told = (f"{what}: the new is {it['phase']}" for what, it in data["exchange"].items())
+        rows.append(("exchange", _listed(told)))
     if "backup" in data:
         rows.append(("backup", backup(data["backup"])))
     return [f"  {name:<13} {text}" for name, text in rows]

@@ -16,6 +16,9 @@ import salt.loader
 #: Days before expiry from which a certificate is a problem. State.apply renews it well before.
 EXPIRY = 14
 
+#: Hours after which an exchange of keys that has not moved on was forgotten.
+EXCHANGE = 2
+
 #: Seconds after which a leader that has not renewed its lease counts as lost.
 LEASE = 30
 
@@ -326,8 +329,9 @@ def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any
         ``cluster``, ``versions``, ``hosts`` (id to address, roles, answers, units), ``vip``
         (address, holders), ``etcd`` (members, leader), ``api`` (master to ``ok`` or the problem),
         ``nodes``, ``leaders``, ``certificates`` (count, the one that expires first), ``tokens``
-        (in step or not), ``addons`` (name to ``ok`` or the problem), ``problems`` (sentences) and
-        ``retcode`` (0 without problems, else 1).
+        (in step or not), ``exchange`` (keys that are being exchanged for new ones), ``addons``
+        (name to ``ok`` or the problem), ``problems`` (sentences) and ``retcode`` (0 without
+        problems, else 1).
 
     Example:
         >>> plan = {"cluster": "x", "versions": {}, "vip": {"address": "10.0.0.9"},
@@ -370,6 +374,7 @@ def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any
         ("kubernetes", _kubernetes),
         ("certificates", _certificates),
         ("tokens", _tokens),
+        ("exchange", _exchange),
         ("addons", _addons),
     ):
         data[part], found = judge(plan, answered)
@@ -519,6 +524,32 @@ def _tokens(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -
             if issued and issued.get(identity) != fingerprint
         ]
     return {"in_step": not problems, "masters": sum(map(len, sets.values()))}, problems
+
+
+def _exchange(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:
+    """Keys that are being exchanged for new ones; long after it was begun it was forgotten."""
+    data: dict[str, Any] = {}
+    problems = []
+    for id_ in plan["roles"].get("ca", []):
+        said = reports.get(id_, {}).get("exchange")
+        if isinstance(said, Mapping) and "problem" in said:
+            problems.append(f"{id_}: {said['problem']}")
+        elif said:
+            data[said["what"]] = said
+    for id_ in plan["roles"]["master"]:
+        said = reports.get(id_, {}).get("tokens", {}).get("set") or {}
+        # The furthest: another master may have an older set.
+        if (found := said.get("rotation")) and found["since"] >= data.get(found["what"], found)[
+            "since"
+        ]:
+            data[found["what"]] = found
+    problems += [
+        f"the exchange of {what} stands at {found['phase']} for {hours:.0f} h: run "
+        f"salt-run state.orchestrate indigo.rotate.{what} to its end"
+        for what, found in data.items()
+        if (hours := (time.time() - found["since"]) / 3600) > EXCHANGE
+    ]
+    return data, problems
 
 
 def _addons(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]]) -> Judged:

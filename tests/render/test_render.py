@@ -370,7 +370,16 @@ def test_a_second_run_of_the_compiler_gives_the_same_order() -> None:
 # --- orchestration -------------------------------------------------------------------------
 
 #: SLS that run on the Salt master; the others in salt/indigo are applied to hosts.
-ORCHESTRATIONS = ("deploy", "recover", "restore")
+ORCHESTRATIONS = (
+    "deploy",
+    "recover",
+    "restore",
+    "rotate.ca",
+    "rotate.certificates",
+    "rotate.encryption",
+    "rotate.serviceaccount",
+    "rotate.tokens",
+)
 
 
 @pytest.mark.parametrize("kind", ["ha", "single"])
@@ -403,7 +412,9 @@ def test_orchestrations_compile(name: str, kind: str, tmp_path: Path) -> None:
 
 def test_the_list_of_orchestrations_is_complete() -> None:
     on_hosts = {"host", "bench"}
-    assert {path.stem for path in _files("indigo/*.sls")} == on_hosts | set(ORCHESTRATIONS)
+    found = {path.stem for path in _files("indigo/*.sls")}
+    found |= {f"rotate.{path.stem}" for path in _files("indigo/rotate/*.sls")}
+    assert found == on_hosts | set(ORCHESTRATIONS)
 
 
 # --- the tests above can fail ---------------------------------------------------------------
