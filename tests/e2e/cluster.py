@@ -99,6 +99,14 @@ def deploy(lab: Lab, *arguments: str) -> Deployed:
     return parsed(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
+def orchestrate(lab: Lab, name: str, **pillar: Any) -> Deployed:
+    """Another orchestration with pillar, to its end."""
+    started = time.monotonic()
+    given = [f"pillar={json.dumps(pillar)}"] if pillar else []
+    done = lab.salt_run("state.orchestrate", name, *given, "--out", "json", timeout=900)
+    return parsed(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
+
+
 def changes(result: Mapping[str, Any]) -> dict[str, Any]:
     """The states of one minion's run that changed something, or failed."""
     return {

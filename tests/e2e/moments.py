@@ -1,4 +1,4 @@
-"""A deploy that runs in the background, to be watched and struck at a chosen moment."""
+"""An orchestration that runs in the background, to be watched and struck at a chosen moment."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ from indigo_lab.lab import Lab
 
 
 class Run:
-    """One ``indigo.deploy`` through the lab's own command."""
+    """One orchestration, ``indigo.deploy`` by default, through the lab's own command."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, orchestration: str = "indigo.deploy") -> None:
         self.lab = lab
+        self._words = f"/salt-run state.orchestrate {orchestration} "
         self._folder = tempfile.TemporaryDirectory(prefix="indigo-run-")
         self._out, self._err = (Path(self._folder.name, name) for name in ("out", "err"))
         self._roots = {host.name: self._root(host.name) for host in lab.hosts()}
         self._started = time.monotonic()
         with self._out.open("w") as out, self._err.open("w") as err:
             self._process = subprocess.Popen(
-                [str(REPO / "tests/lab/lab"), "deploy", "--out", "json"],
+                [str(REPO / "tests/lab/lab"), "salt-run", "state.orchestrate", orchestration,
+                 "--out", "json"],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err,
             )  # fmt: skip
 
@@ -63,7 +65,7 @@ class Run:
             except OSError:
                 continue
             # Salt gives its processes a title; the path is there before and after.
-            if b"/salt-run state.orchestrate indigo.deploy" in words:
+            if self._words.encode() in words + b" ":
                 found.append(int(name))
         return found
 

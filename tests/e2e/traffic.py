@@ -36,12 +36,12 @@ that says "exists already" at its second try is acknowledged: the first one was 
 from __future__ import annotations
 
 import json
-import secrets
 import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from secrets import token_hex
 from types import TracebackType
 from typing import Any
 
@@ -57,7 +57,8 @@ import http.client, itertools, json, select, socket, ssl, sys, threading, time
 config = json.loads(sys.stdin.readline())
 tls = ssl.create_default_context(cadata=config["ca"])
 HEAD = {"Authorization": "Bearer " + config["token"], "Content-Type": "application/json"}
-BASE = "/api/v1/namespaces/default/configmaps"
+KIND, FIELD = ("Secret", "stringData") if config["secrets"] else ("ConfigMap", "data")
+BASE = f"/api/v1/namespaces/default/{KIND.lower()}s"
 CHOSEN = "labelSelector=traffic%3D" + config["run"]
 RUN, RATE, PAUSE = config["run"], config["rate"], config["pause"]
 CONNECT, ANSWER = config["connect_timeout"], config["timeout"]
@@ -113,7 +114,7 @@ def request(kind, name, work, again, good):
     return attempt(kind, name, 2, again, (*good, 409) if kind != "read" else good)
 
 def document(name):
-    return {"kind": "ConfigMap", "apiVersion": "v1", "data": {"name": name},
+    return {"kind": KIND, "apiVersion": "v1", FIELD: {"name": name},
             "metadata": {"name": name, "labels": {"traffic": RUN}}}
 
 def write(kind, number, work=None):
@@ -363,6 +364,8 @@ class Traffic:
         silence: Seconds after which a watch that tells nothing is given up.
         patience: Seconds for which the verification tries again.
         address, port: Of the API; the VIP.
+        secrets: Write Secrets in place of ConfigMaps.
+        token: The clients' own, in place of the admin's.
     """
 
     def __init__(
@@ -378,13 +381,17 @@ class Traffic:
         patience: float = 60,
         address: str = "10.77.0.10",
         port: int = 8443,
+        secrets: bool = False,
+        token: str | None = None,
     ) -> None:
-        self.run = secrets.token_hex(3)
+        self.run = token_hex(3)
         self._config: dict[str, Any] = {
             "run": self.run, "rate": rate, "pause": pause, "connect_timeout": connect_timeout,
             "timeout": timeout, "silence": silence, "patience": patience, "address": address,
-            "port": port, **_credentials(lab),
+            "port": port, "secrets": secrets, **_credentials(lab),
         }  # fmt: skip
+        if token is not None:
+            self._config["token"] = token
         self._process = subprocess.Popen(
             [str(REPO / "tests/lab/lab"), "exec", host, "--", "python3", "-u", "-c", _CLIENT],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
