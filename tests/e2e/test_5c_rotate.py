@@ -364,7 +364,7 @@ def workload(lab) -> Iterator[None]:
 
 
 def pods_own_token(lab, namespace: str = "default") -> str:
-    """A token that a pod of the namespace's account would be given, in releases that make Secrets."""
+    """A token that a pod of the namespace would be given, in releases that make Secrets."""
     account = kubectl(lab, "get", "serviceaccount", "default", "-n", namespace)
     (first, *_) = account["secrets"]
     data = kubectl(lab, "get", "secret", "-n", namespace, first["name"])["data"]
@@ -411,7 +411,7 @@ def trusted(lab) -> dict[str, str]:
 
 
 def shakes_hands(lab, authority: str) -> bool:
-    """Whether a client that trusts one authority alone is served at the VIP and by every kubelet."""
+    """Whether a client that trusts one authority alone speaks to the API server at the VIP."""
     code = (
         "import socket, ssl, sys\n"
         "c = ssl.create_default_context(cadata=sys.stdin.read())\n"
