@@ -124,6 +124,7 @@ def _summary(document: Mapping[str, Any]) -> dict[str, Any]:
             for name, entry in document["tokens"].items()
         },
         "rotation": document.get("rotation"),
+        "encryption_since": document.get("encryption_since", 0),
     }
 
 
@@ -324,6 +325,9 @@ def _rotate_encryption(new: dict[str, Any], phase: str) -> None:
             others, rest = [], [one for one in rest if "identity" in one]
         box["secretbox"]["keys"] = own + others
         providers[:] = [box, *rest]
+    if phase == "dropped":
+        # What a backup of etcd from before holds cannot be read with this set.
+        new["encryption_since"] = new["generation"] + 1
     new["encryption"] = salt.utils.yaml.safe_dump(config, default_flow_style=False)
 
 
@@ -729,8 +733,9 @@ def state() -> dict[str, Any]:
 
     Returns:
         ``set``: None, or the set's ``cluster``, ``lineage``, ``generation``, ``fingerprint``,
-        ``identities`` (digest of those it has), ``tokens`` (fingerprint by identity) and
-        ``rotation`` (None, or what of it is being exchanged and how far that is).
+        ``identities`` (digest of those it has), ``tokens`` (fingerprint by identity),
+        ``rotation`` (None, or what of it is being exchanged and how far that is) and
+        ``encryption_since`` (generation since which it has no older key of encryption).
         ``tokens``: fingerprint by identity of this host's own token files, None where the file
         holds no token. ``problems``: one line for each file that is not as it should be.
         ``damaged``: why the set cannot be read, or None. ``remains``: fingerprints of keys that

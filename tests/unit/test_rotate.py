@@ -69,6 +69,9 @@ def test_an_encryption_key_is_read_with_then_written_with_then_alone():
     # The next one takes no name again.
     over = TOKENS._over(found[3], "encryption")
     assert "rotation" not in over
+    # A backup of etcd of an older generation would need the key that is gone.
+    assert over["encryption_since"] == found[3]["generation"]
+    assert TOKENS._summary(found[2])["encryption_since"] == 0
     assert keys(phases(over, "encryption")[-1]) == ["key3"]
 
 
