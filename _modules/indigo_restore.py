@@ -185,7 +185,8 @@ def report() -> dict[str, Any]:
         ``bare`` (units of its roles that are not installed), and on an etcd host ``sets``,
         ``prepared`` (binaries and certificate are there), ``data``, ``running``, ``healthy``,
         ``term``, ``index``, ``revision`` (None where it cannot be told) and ``journal``; on a
-        master ``tokens`` (lineage and generation of its token set, or None); on the CA host
+        master ``tokens`` (None, or its token set's lineage, generation, and the generation since
+        when it has no older key of encryption); on the CA host
         ``authorities`` (name to fingerprint of those that are there).
 
     CLI Example:
@@ -211,7 +212,8 @@ def report() -> dict[str, Any]:
         found |= _member_report(view)
     if "master" in roles:
         token_set = __salt__["indigo_tokens.state"]()["set"]
-        found["tokens"] = token_set and {k: token_set[k] for k in ("lineage", "generation")}
+        told = ("lineage", "generation", "encryption_since")
+        found["tokens"] = token_set and {key: token_set[key] for key in told}
     if "ca" in roles:
         found["authorities"] = _authorities(view)
     return found

@@ -135,6 +135,14 @@ def keys_wanted(
                 "encrypted cannot be read without them. Bring a master back, or its file "
                 "/etc/kubernetes/tokens.set from elsewhere"
             )
+    elif (made := secrets.get("tokens", {}).get("generation")) is not None and any(
+        made < one.get("encryption_since", 0) for one in here if one["lineage"] == lineage
+    ):
+        problems.append(
+            "its Secrets are encrypted by a key that was exchanged since (indigo.rotate.encryption). "
+            "Take a newer backup; or, to go back to the keys of this one, too, move "
+            "/etc/kubernetes/tokens.set away on all masters and give the operator's private key"
+        )
     declared = secrets.get("authorities", {}).get("authorities", {})
     present = reports.get(ca, {}).get("authorities", {})
     if any(name not in present for name in declared):

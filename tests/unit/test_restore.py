@@ -52,6 +52,18 @@ def test_a_restore_that_was_broken_off_goes_on(journals, expected):
     assert STATES.identify("s", ["a", "b"], reports, 0) == expected
 
 
+def test_a_backup_from_before_an_exchange_of_the_encryption_key_is_refused():
+    backup = {"secrets": {"tokens": {"lineage": "x", "generation": 4}}}
+    for since, told in ((0, 0), (4, 0), (5, 1)):
+        tokens = {"lineage": "x", "generation": 9, "encryption_since": since}
+        kinds, problems = STATES.keys_wanted(
+            backup, ["m"], "c", {"m": {"tokens": tokens}, "c": {"authorities": {}}}
+        )
+        assert kinds == []
+        assert len(problems) == told
+        assert not problems or "was exchanged since" in problems[0]
+
+
 def test_keys_come_back_where_nobody_has_them():
     full = {
         "secrets": {
