@@ -328,7 +328,7 @@ def renew(
             f"{', '.join(declared) or 'none'}"
         )
     wanted = [declared[name] for name in chosen if _older(declared[name], older_than)]
-    if not wanted and older_than:
+    if not wanted and (older_than or not pki["authorities"]):
         return {}
     done = issue(pki["ca"], wanted, pki["authorities"], timeout, new_keys)
     if done["errors"]:
@@ -350,7 +350,8 @@ def due() -> dict[str, str]:
     pki = __pillar__.get("indigo", {}).get("pki", {})
     authorities = pki.get("authorities", [])
     found = {row["path"]: authority_problem(row) for row in authorities}
-    found |= {row["path"]: certificate_problem(row, authorities) for row in pki["certificates"]}
+    for row in pki.get("certificates", []):
+        found[row["path"]] = certificate_problem(row, authorities)
     for row in pki.get("held", []):
         try:
             found[row["certificate"]] = held_problem(row)

@@ -139,9 +139,9 @@ def keys_wanted(
         made < one.get("encryption_since", 0) for one in here if one["lineage"] == lineage
     ):
         problems.append(
-            "its Secrets are encrypted by a key that was exchanged since (indigo.rotate.encryption). "
-            "Take a newer backup; or, to go back to the keys of this one, too, move "
-            "/etc/kubernetes/tokens.set away on all masters and give the operator's private key"
+            "its Secrets are encrypted by a key that was exchanged since. Take a newer backup; or, "
+            "to go back to the keys of this one, too, move /etc/kubernetes/tokens.set away on all "
+            "masters and give the operator's private key (docs/operations/rotate.md)"
         )
     declared = secrets.get("authorities", {}).get("authorities", {})
     present = reports.get(ca, {}).get("authorities", {})
