@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import Deployed, parsed
 from indigo_lab import engine
@@ -46,6 +48,13 @@ class Run:
     def has(self, host: str, pattern: str) -> bool:
         """Whether a host has a file that matches a pattern."""
         return next(self._roots[host].glob(pattern.lstrip("/")), None) is not None
+
+    def document(self, host: str, path: str) -> dict[str, Any]:
+        """A JSON file of a host; empty where there is none."""
+        try:
+            return dict(json.loads((self._roots[host] / path.lstrip("/")).read_text()))
+        except (OSError, ValueError):
+            return {}
 
     def runs(self, host: str, unit: str) -> bool:
         """Whether systemd on a host has started a unit."""

@@ -50,15 +50,6 @@ def rotation(lab, host: str = "host1") -> dict[str, Any] | None:
     return json.loads(read(lab, host, SET)).get("rotation")
 
 
-def phase(run: Run) -> str | None:
-    """How far the first master's set is, while a run is under way."""
-    try:
-        found = json.loads((run._roots["host1"] / SET.lstrip("/")).read_text())
-    except (OSError, ValueError):
-        return None
-    return found.get("rotation", {}).get("phase")
-
-
 def asked(lab, token: str) -> str:
     """Status of a question to the API that is asked with a token."""
     code = (
@@ -119,7 +110,9 @@ def test_the_encryption_key_is_exchanged_also_by_a_run_that_was_killed(lab, figu
         since = traffic.flows()
         began = time.monotonic()
         run = Run(lab, "indigo.rotate.encryption")
-        assert run.wait_for(lambda it: phase(it) == "used"), run.end().told
+        assert run.wait_for(
+            lambda it: it.document("host1", SET).get("rotation", {}).get("phase") == "used"
+        ), run.end().told
         run.kill()
         # A plain deploy in between keeps the phase, and the status tells of it.
         middle = deploy(lab)

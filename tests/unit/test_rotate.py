@@ -245,6 +245,157 @@ def test_an_api_server_that_writes_with_the_old_key_is_found_out(rotate):
         ROTATE.rewrite("key2")
 
 
+# Service accounts ---------------------------------------------------------------------------------
+
+
+def key_pair():
+    text = TOKENS._signing_key().encode()
+    return ROTATE.serialization.load_pem_private_key(text, password=None)
+
+
+def jwt(key, **claims: str) -> str:
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).rstrip(b"=").decode()
+    return ROTATE.signed_again(f"x.{body}.x", key)
+
+
+def test_a_token_is_signed_again_with_the_same_claims():
+    old, new = key_pair(), key_pair()
+    token = jwt(old, sub="system:serviceaccount:d:a")
+    assert ROTATE.signed_by(token, old.public_key())
+    assert not ROTATE.signed_by(token, new.public_key())
+    again = ROTATE.signed_again(token, new)
+    assert ROTATE.signed_by(again, new.public_key())
+    assert again.split(".")[1] == token.split(".")[1]
+    header = json.loads(ROTATE._decoded(again.split(".")[0]))
+    assert header["alg"] == "RS256"
+    assert header["kid"] != json.loads(ROTATE._decoded(token.split(".")[0]))["kid"]
+    assert not ROTATE.signed_by("", new.public_key())
+    assert not ROTATE.signed_by("a.b.c", new.public_key())
+
+
+class Api:
+    """An API server with a controller manager, in memory."""
+
+    def __init__(self, key) -> None:
+        self.key = key
+        self.objects: dict[str, dict] = {}
+        self.patched: list[str] = []
+
+    def close(self) -> None:
+        pass
+
+    def add(self, path: str, thing: dict) -> None:
+        space, name = path.split("/")[-3], path.split("/")[-1]
+        thing["metadata"] = {"namespace": space, "name": name, **thing.get("metadata", {})}
+        self.objects[path] = thing
+
+    def secret(self, name: str, key, account: str) -> str:
+        path = f"/api/v1/namespaces/d/secrets/{name}"
+        token = base64.b64encode(jwt(key, name=name).encode()).decode()
+        self.add(path, {"type": ROTATE.TOKEN_TYPE, "data": {"token": token},
+                        "metadata": {"annotations": {ROTATE.OF_ACCOUNT: account}}})  # fmt: skip
+        return path
+
+    def all(self, path: str):
+        kind = path.split("?")[0].rsplit("/", 1)[1]
+        return [it for where, it in list(self.objects.items()) if where.split("/")[-2] == kind]
+
+    def ask(self, method: str, path: str, body=None):
+        if method == "POST":
+            self.secret(body["metadata"]["name"], self.key,
+                        body["metadata"]["annotations"][ROTATE.OF_ACCOUNT])  # fmt: skip
+            return 201, {}
+        if path not in self.objects:
+            return 404, {"reason": "NotFound"}
+        if method == "PUT":
+            self.objects[path] = body
+        if method == "PATCH":
+            self.patched.append(path)
+            self.replace(body["spec"]["template"]["metadata"]["annotations"])
+        if method == "DELETE":
+            del self.objects[path]
+            return 200, {}
+        return 200, copy.deepcopy(self.objects[path])
+
+    def done(self, method: str, path: str, body=None):
+        status, found = self.ask(method, path, body)
+        assert status < 400, (status, path)
+        return found
+
+    def replace(self, annotations: dict) -> None:
+        """What the controllers do: the pod of the replica set for one with the new template."""
+        del self.objects["/api/v1/namespaces/d/pods/managed"]
+        self.pod("fresh", made="2026-01-01T00:00:01Z", annotations=annotations, owner="ReplicaSet")
+
+    def pod(self, name: str, made: str, owner: str = "", **meta) -> None:
+        owners = [{"kind": owner, "name": "rs", "controller": True}] if owner else []
+        self.add(f"/api/v1/namespaces/d/pods/{name}", {
+            "metadata": {"creationTimestamp": made, "ownerReferences": owners, **meta},
+            "spec": {"containers": [{"volumeMounts": [{"mountPath": ROTATE.MOUNT}]}]},
+            "status": {"phase": "Running"},
+        })  # fmt: skip
+
+
+@pytest.fixture
+def accounts(monkeypatch):
+    old, new = key_pair(), key_pair()
+    api = Api(new)
+    api.secret("default-token-1", old, "default")
+    api.secret("person", old, "client")
+    for name, names in (("default", ["default-token-1", "pull"]), ("client", [])):
+        api.add(f"/api/v1/namespaces/d/serviceaccounts/{name}",
+                {"secrets": [{"name": one} for one in names]})  # fmt: skip
+    monkeypatch.setattr(ROTATE, "_Api", lambda: api)
+    monkeypatch.setattr(ROTATE, "_signing_key", lambda: new)
+    monkeypatch.setattr(ROTATE, "LOOK", 0)
+    return api
+
+
+def held(api, account: str) -> list[str]:
+    found = api.objects[f"/api/v1/namespaces/d/serviceaccounts/{account}"]
+    return [one["name"] for one in found["secrets"]]
+
+
+def test_an_account_gets_a_second_token_and_the_old_one_ends_last(accounts):
+    assert ROTATE.second_tokens() == {"made": 1}
+    first, *others = held(accounts, "default")
+    assert first.startswith("default-token-")
+    assert others == ["default-token-1", "pull"]
+    assert ROTATE.second_tokens() == {"made": 0}
+    # Nothing is taken away yet.
+    public = accounts.key.public_key()
+    person = accounts.objects["/api/v1/namespaces/d/secrets/person"]
+    assert not ROTATE.signed_by(ROTATE._token(person), public)
+    assert ROTATE.old_tokens_end() == {"removed": 1, "signed": 1}
+    assert all(ROTATE.signed_by(ROTATE._token(one), public) for one in accounts.all("/x/secrets"))
+    assert "/api/v1/namespaces/d/secrets/default-token-1" not in accounts.objects
+    assert ROTATE.old_tokens_end() == {"removed": 0, "signed": 0}
+
+
+def test_a_token_that_a_killed_run_made_is_taken_and_not_made_again(accounts):
+    accounts.secret("default-token-2", accounts.key, "default")
+    assert ROTATE.second_tokens() == {"made": 1}
+    assert held(accounts, "default")[0] == "default-token-2"
+
+
+def test_workloads_restart_and_pods_that_nothing_replaces_are_named(accounts):
+    api, before, since = accounts, "2025-12-31T23:59:00Z", ROTATE.seconds("2026-01-01T00:00:05Z")
+    deployment = "/apis/apps/v1/namespaces/d/deployments/web"
+    owners = [{"kind": "Deployment", "name": "web", "controller": True}]
+    api.add("/apis/apps/v1/namespaces/d/replicasets/rs", {"metadata": {"ownerReferences": owners}})
+    api.add(deployment, {})
+    api.pod("managed", before, "ReplicaSet")
+    api.pod("alone", before)
+    api.pod("late", "2026-01-01T00:01:00Z")
+    looked = ROTATE.renew_pods(since, restart=False)
+    assert looked == {"restarted": [], "left": ["d/managed", "d/alone"], "waiting": []}
+    # The clock of the API server is behind: the new pod says by its annotation that it is new.
+    found = ROTATE.renew_pods(since, timeout=5)
+    assert found == {"restarted": [deployment], "left": ["d/alone"], "waiting": []}
+    assert api.patched == [deployment]
+    assert ROTATE.renew_pods(since)["restarted"] == []
+
+
 # The steps ----------------------------------------------------------------------------------------
 
 
