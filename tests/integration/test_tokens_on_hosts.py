@@ -317,6 +317,32 @@ def test_killed_at_any_step_the_next_run_converges(site, function):
     site.in_step()
 
 
+def test_the_phase_of_an_exchange_goes_with_the_set(site):
+    old = site.path("tn1", "tokens/kubelet").read_text()
+    for phase, lines in (("trusted", 2), ("used", 2), ("dropped", 1)):
+        said = site.call("tm1", "indigo_tokens.rotate", what="tokens", phase=phase)
+        assert said["set"]["rotation"]["phase"] == phase, said
+        changed = set(site.replicate()["changes"])
+        assert changed == ({"tm2", "tn1"} if phase == "used" else {"tm2"})
+        for master in ("tm1", "tm2"):
+            found = json.loads(site.path(master, "tokens.set").read_text())["rotation"]
+            assert (found["what"], found["phase"]) == ("tokens", phase)
+            rows = site.path(master, "tokens.csv").read_text().split()
+            assert len([row for row in rows if ",kubelet:tn1" in row]) == lines
+        # A master that is lost half-way gets the phase back with the set.
+        if phase == "used":
+            site.wipe("tm1")
+            assert site.replicate()["holder"] == "tm2"
+            assert "rotation" in json.loads(site.path("tm1", "tokens.set").read_text())
+    new = site.path("tn1", "tokens/kubelet").read_text()
+    assert new != old
+    assert old.strip() not in site.path("tm2", "tokens.csv").read_text()
+    site.call("tm1", "indigo_tokens.rotate", what="tokens", phase=None)
+    site.replicate()
+    assert "rotation" not in json.loads(site.path("tm2", "tokens.set").read_text())
+    site.in_step()
+
+
 def signalled(daemon: Any, number: int) -> None:
     """Send a signal to a daemon and its children."""
     process = psutil.Process(daemon.pid)
