@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from cluster import deploy, kubectl, orchestrate, ready_nodes, status, until, well
+from indigo_lab.saltenv import VENV
 from moments import Run
 from traffic import Report, Traffic
 
@@ -186,10 +187,9 @@ print(new.public_bytes(serialization.Encoding.PEM).decode())
 
 def expire(lab, host: str, authority: str, path: str) -> None:
     """Put an expired certificate in the place of one that a host has."""
-    python = lab.exec("salt", ["sh", "-c", "head -1 $(command -v salt-run)"], check=True)
-    interpreter = python.stdout.removeprefix("#!").strip()
+    salts = f"{VENV}/bin/python3"
     made = lab.exec(
-        "salt", [interpreter, "-c", _EXPIRE, authority], stdin=read(lab, host, path), check=True
+        "salt", [salts, "-c", _EXPIRE, authority], stdin=read(lab, host, path), check=True
     )
     lab.exec(host, ["sh", "-c", f"cat > {path}"], stdin=made.stdout, check=True)
 
@@ -217,6 +217,7 @@ def test_expired_certificates_are_renewed_by_themselves(lab, figure):
         ("host3", "kubernetes"): f"{KUBERNETES}/pki/kubelet.crt",
         ("host1", "kubernetes"): f"{KUBERNETES}/pki/apiserver-kubelet-client.crt",
     }
+    declare(lab, look=10)
     lab.salt("*", "schedule.disable_job", "certificates", timeout=60)
     for (host, authority), path in paths.items():
         expire(lab, host, authority, path)
