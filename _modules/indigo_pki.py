@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import grp
 import ipaddress
 import json
@@ -19,7 +20,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from salt.exceptions import CommandExecutionError
@@ -533,6 +534,11 @@ def exchange(phase: str | None, pods: int | None = None) -> dict[str, Any]:
         raise CommandExecutionError(
             f"{phase!r} here: expected one of {', '.join(PHASES)}, on the host with role ca"
         )
+    with _locked(os.path.dirname(_note(held))):
+        return _exchange(held, phase, pods)
+
+
+def _exchange(held: list[dict[str, Any]], phase: str | None, pods: int | None) -> dict[str, Any]:
     note = exchanged() or {}
     if phase is None:
         return _exchange_over(held, note)
@@ -555,6 +561,17 @@ def exchange(phase: str | None, pods: int | None = None) -> dict[str, Any]:
     owner = (os.geteuid(), os.getegid())
     _write(_note(held), json.dumps(note).encode(), *owner, KEY_MODE)
     return {"changes": changes, "rotation": note}
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """One writer at a time: on a busy Salt master a job may be sent twice."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def exchanged() -> dict[str, Any] | None:
@@ -622,6 +639,8 @@ def _exchanged_files(authority: Mapping[str, Any], phase: str) -> dict[str, dict
             _write(paths[0], pair[0], *owner, KEY_MODE)
             _write(paths[1], pair[1], *owner, CERTIFICATE_MODE)
         pairs[which] = (_read(paths[0]), _read(paths[1]))
+        if _load_key(paths[0]).public_key() != _load_certificates(paths[1])[0].public_key():
+            raise CommandExecutionError(f"{paths[1]} does not belong to {paths[0]}")
     first, second = ("old", "new") if phase == PHASES[0] else ("new", "old")
     bundle = pairs[first][1] + (b"" if phase == PHASES[-1] else pairs[second][1])
     changes: dict[str, dict[str, Any]] = {}

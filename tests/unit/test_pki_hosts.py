@@ -11,6 +11,8 @@ import grp
 import os
 import pwd
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -504,6 +506,21 @@ def test_an_authority_is_exchanged_while_all_trust_both(later):
     assert later.pki.exchanged() is None
     assert not list((later.root / "ca").rglob("exchange*"))
     assert later.pki.exchange(None)["changes"] == {}
+
+
+def test_two_jobs_at_once_make_one_new_authority(later, monkeypatch):
+    write = later.pki._write
+
+    def slowly(*words):
+        time.sleep(0.01)
+        write(*words)
+
+    monkeypatch.setattr(later.pki, "_write", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: later.pki.exchange("trusted"), range(4)))
+    assert [bool(one["changes"]) for one in found].count(True) == 1
+    later.pki.exchange("used")
+    assert [later.pki.held_problem(row) for row in later.held] == [None, None]
 
 
 def test_an_exchange_leaves_out_no_phase_and_survives_a_kill_at_any_write(later, monkeypatch):
