@@ -176,7 +176,11 @@ def lacking(kind: str, found: Mapping[str, Any]) -> str:
             new = wanted
     if ready < wanted:
         return f"{ready} of {wanted} replicas are ready"
-    return f"{new} of {wanted} replicas are up to date" if new < wanted else ""
+    if new < wanted:
+        return f"{new} of {wanted} replicas are up to date"
+    # While the new ones do not get ready, a Deployment keeps old ones, which count as ready.
+    old = status.get("replicas", 0) - new if kind == "Deployment" else 0
+    return f"{old} replicas of before are still needed" if old > 0 else ""
 
 
 def reason(pods: Iterable[Mapping[str, Any]]) -> str:

@@ -87,7 +87,7 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
         )
         if kubernetes:
             found["kubernetes"] = _tried(__salt__["indigo_kube.status"])
-    if view.get("addons", {}).get("wanted"):
+    if view.get("addons", {}).get("wanted") or view.get("addons", {}).get("services"):
         found["addons"] = _tried(__salt__["indigo_addon.works"])
     return found
 

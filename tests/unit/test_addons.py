@@ -496,6 +496,12 @@ def test_a_workload_is_ready_when_all_of_it_is_new_and_ready(kind, found, told):
     assert module.lacking(kind, found) == told
 
 
+def test_old_pods_that_a_deployment_keeps_for_new_ones_that_fail_do_not_pass_for_ready():
+    found = workload(1, 1, updated=1)
+    found["status"]["replicas"] = 2
+    assert module.lacking("Deployment", found) == "1 replicas of before are still needed"
+
+
 def pod(name: str, *states: dict[str, Any], **conditions: dict[str, Any]) -> dict[str, Any]:
     return {
         "metadata": {"name": name},
