@@ -41,6 +41,10 @@ LAST = {
     "another one first",
 }
 
+#: A minion's public key. Salt 3008.3 prints the fingerprint of all of it on the Salt master, and of
+#: a part of it on the minion (key.finger): https://github.com/saltstack/salt/issues/69970
+MINION_KEY = "/etc/salt/pki/minion/minion.pub"
+
 KEYS = {
     "minions": "accepted",
     "minions_pre": "pending",
@@ -774,7 +778,7 @@ def _new_key(site: _Site, id_: str, keys: Sequence[str], done: Sequence[str]) ->
     raise CommandExecutionError(
         f"{id_} is not replaced yet. So far: {said}; the old machine's Salt key is not accepted "
         f"any more. Bring up the new machine with minion id {id_} and address as declared, compare "
-        f"`salt-key -f {id_}` with `salt-call --local key.finger` on it, run `salt-key -a {id_}`, "
+        f"`salt-key -f {id_}` with `sha256sum {MINION_KEY}` on it, run `salt-key -a {id_}`, "
         f"then `salt-run indigo.replace host={id_}` again"
         + (f". A key is waiting: {site.fingerprint(id_)}" if "pending" in keys else "")
     )
