@@ -374,7 +374,6 @@ ORCHESTRATIONS = (
     "deploy",
     "recover",
     "restore",
-    "rotate.ca",
     "rotate.certificates",
     "rotate.encryption",
     "rotate.serviceaccount",
