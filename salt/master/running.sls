@@ -20,8 +20,10 @@ kube-apiserver serves:
       - indigo_service: kube-apiserver runs with its configuration
 
 {% for name, own in [
-  ('kube-controller-manager', ['controller-manager.kubeconfig', 'pki/controller-manager-sa.key', 'pki/kube-controller-manager.crt',
-                              'tokens/kube-controller-manager']),
+  ('kube-controller-manager', [
+    'controller-manager.kubeconfig', 'pki/controller-manager-sa.key', 'tokens/kube-controller-manager',
+    'pki/kube-controller-manager.crt',
+  ]),
   ('kube-scheduler', ['scheduler.kubeconfig', 'tokens/kube-scheduler', 'pki/kube-scheduler.crt']),
 ] %}
 {{ name }} runs with its configuration:
