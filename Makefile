@@ -7,7 +7,7 @@ LAB := tests/lab/lab
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster down test test-fast test-lab chaos chaos-full lint bench clean
+.PHONY: help cluster down test test-fast test-lab test-slow chaos chaos-full lint bench clean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,13 +31,16 @@ cluster: $(VENV)/ready ## start the lab, deploy Kubernetes on it, show the clust
 down: ## stop the lab and remove what it made (its cache stays)
 	$(LAB) down
 
-test: test-fast test-lab ## all tests but the faults on purpose
+test: test-fast test-lab ## all tests but the slowest of the lab's: test-slow and chaos-full
 
 test-fast: $(VENV)/ready lint ## all tests that need no lab
 	$(PYTEST) tests/unit tests/render tests/integration
 
 test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 	$(PYTEST) tests/e2e
+
+test-slow: $(VENV)/ready ## the rest of add-ons and of new keys: what takes minutes each
+	$(PYTEST) tests/e2e/test_5c_monitoring.py tests/e2e/test_5c_rotate.py -m "not chaos_full"
 
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
 	$(PYTEST) tests/e2e/test_4b_chaos.py

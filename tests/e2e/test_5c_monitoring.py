@@ -109,6 +109,7 @@ def _deployed(lab):
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
     done = deploy(lab)
     assert done.code == 0, done.told
+    assert left(lab) == []
     well(lab)
 
 
@@ -177,6 +178,7 @@ def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
     assert until(lambda: works(lab) == {}, 30, 2), works(lab)
 
 
+@pytest.mark.slow
 def test_what_is_declared_is_changed_in_place(lab):
     before = kubectl(lab, "get", "statefulset", "-n", "monitoring", "prometheus")["metadata"]["uid"]
     declare(lab, CHANGED)
@@ -187,6 +189,7 @@ def test_what_is_declared_is_changed_in_place(lab):
     assert "--storage.tsdb.retention.time=3d" in str(after["spec"])
 
 
+@pytest.mark.slow
 def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab):
     good = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
     declare(lab, CHANGED, use=good | {"influxdb": "indigo.lab/broken:1"})
@@ -207,6 +210,7 @@ def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab
     assert until(lambda: works(lab) == {}, 120, 2), works(lab)
 
 
+@pytest.mark.slow
 def test_images_are_listed_saved_and_served_from_a_folder(lab):
     done = lab.salt_run("indigo.images", "--out=json", timeout=60)
     listed = json.loads(done.stdout)
@@ -243,6 +247,7 @@ def test_images_are_listed_saved_and_served_from_a_folder(lab):
     shutil.rmtree(carried)
 
 
+@pytest.mark.slow
 def test_it_goes_whole_comes_again_and_goes(lab):
     declare(lab, None)
     done = deploy(lab)
@@ -260,7 +265,7 @@ def test_it_goes_whole_comes_again_and_goes(lab):
     assert left(lab) == []
 
 
-def test_nothing_of_this_file_remains(lab):
+def test_a_last_run_changes_nothing(lab):
     done = deploy(lab)
     assert (done.code, done.changes) == (0, {}), done.told
     result = lab.salt("host1", "state.apply", "--out=json", timeout=300)
