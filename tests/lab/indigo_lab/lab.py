@@ -209,7 +209,7 @@ class Lab:
         self._provision([found])
         self._create(found, now)
         self._booted([host], 60)
-        self._answering([host], 60)
+        self._answering([host], 120)
 
     def add(self, host: Host) -> None:
         """Start one more bare host; cluster.yaml is left to the caller.
