@@ -21,6 +21,9 @@ from indigo_lab.saltenv import DEFAULT
 from indigo_lab.topology import MIRROR_URL, PODS, SERVICES, VIP
 
 PROFILE = "compact"
+
+#: It builds a lab of its own.
+pytestmark = pytest.mark.slow
 HOSTS = ("host1", "host2", "host3")
 SALT = DEFAULT[0].removeprefix("salt==")
 
