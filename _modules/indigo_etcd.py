@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -337,40 +336,22 @@ def _etcdctl(
 ) -> Any:
     """Run etcdctl with the member's certificate; its JSON, or None where no answer is wanted."""
     binary = __pillar__["indigo"]["binaries"]["etcdctl"]
-    environ = {
-        "PATH": os.environ.get("PATH", "/usr/bin:/bin"),
-        "ETCDCTL_API": "3",
-        "ETCDCTL_CACERT": settings["ca"],
-        "ETCDCTL_CERT": settings["cert"],
-        "ETCDCTL_KEY": settings["key"],
-        "ETCDCTL_ENDPOINTS": ",".join(endpoints),
-        "ETCDCTL_DIAL_TIMEOUT": "2s",
-    }
-    try:
-        done = subprocess.run(
-            [binary, *(["--write-out=json"] if answer else []), *arguments],
-            env=environ,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommandExecutionError(f"etcdctl {arguments[0]} failed: {error}") from error
-    if done.returncode and strict:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        # Above the error etcdctl logs each of its attempts.
-        told = [line for line in lines if line.startswith("Error")] or lines[-1:]
+    done = __salt__["indigo_tool.run"](
+        [binary, *(["--write-out=json"] if answer else []), *arguments],
+        __salt__["indigo_tool.environment"](settings, ",".join(endpoints)),
+        60,
+    )
+    if done["retcode"] and strict:
         raise CommandExecutionError(
-            f"etcdctl {' '.join(arguments[:2])} failed ({done.returncode}): {' '.join(told)}"
+            f"etcdctl {' '.join(arguments[:2])} failed ({done['retcode']}): {done['told']}"
         )
     if not answer:
         return None
     try:
-        return json.loads(done.stdout or "null")
+        return json.loads(done["stdout"] or "null")
     except ValueError as error:
         raise CommandExecutionError(
-            f"etcdctl {' '.join(arguments[:2])} answered no JSON: {done.stdout[:200]!r}"
+            f"etcdctl {' '.join(arguments[:2])} answered no JSON: {done['stdout'][:200]!r}"
         ) from error
 
 

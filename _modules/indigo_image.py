@@ -333,7 +333,11 @@ def save(references: Iterable[str], folder: str) -> dict[str, dict[str, str]]:
         partial = path.with_name(path.name + ".new")
         _ctr(ctr, "export", str(partial), name)
         partial.replace(path)
-        result[reference] = {"name": name, "file": path.name, "hash": f"sha256:{_sha256(path)}"}
+        result[reference] = {
+            "name": name,
+            "file": path.name,
+            "hash": f"sha256:{_hash(path, 'sha256')}",
+        }
     return result
 
 
@@ -346,8 +350,8 @@ def archive_name(reference: str) -> str:
     return re.sub(r"[/:]", "_", reference) + ".tar"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
+def _hash(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
@@ -356,13 +360,10 @@ def _sha256(path: Path) -> str:
 
 def _verify(archive: Mapping[str, str], path: Path) -> None:
     algorithm, expected = _checksum(archive)
-    digest = hashlib.new(algorithm)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    found = _hash(path, algorithm)
+    if found != expected:
         raise CommandExecutionError(
-            f"{archive['name']}: {archive['source']} has {algorithm} {digest.hexdigest()}, "
+            f"{archive['name']}: {archive['source']} has {algorithm} {found}, "
             f"expected {expected}. Nothing was imported. Correct images.archives, or find out "
             "who altered the file"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 import salt.client
 import salt.loader
+import salt.utils.hashutils
 from salt.exceptions import CommandExecutionError
 
 __func_alias__ = {"list_": "list"}
@@ -162,7 +162,7 @@ def taken(source: Path, target: Path) -> list[dict[str, str]]:
     for one in index:
         path = source / Path(one["file"]).name
         try:
-            found = f"sha256:{_sha256(path)}"
+            found = f"sha256:{salt.utils.hashutils.get_hash(path)}"
         except OSError as err:
             raise CommandExecutionError(f"{path} cannot be read: {err}") from err
         if found != one["hash"]:
@@ -181,14 +181,6 @@ def taken(source: Path, target: Path) -> list[dict[str, str]]:
             {"name": one["name"], "source": f"salt://{SERVED}/{name}", "hash": one["hash"]}
         )
     return entries
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _served() -> Path:

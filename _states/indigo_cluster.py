@@ -18,16 +18,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 import salt.utils.event
-from salt.exceptions import CommandExecutionError, SaltClientError
+from salt.exceptions import CommandExecutionError
 
 log = logging.getLogger(__name__)
 
 #: What brings a minion this project's modules and its current pillar.
 REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pillar")
-
-#: Seconds after which Salt asks hosts that have not answered whether they are still at work. Those
-#: that say so are waited for; those that say nothing either (gather_job_timeout) are lost.
-ANSWER = 5
 
 
 #: Where preflight leaves, for a later step of the same run, why hosts are not as deployed.
@@ -103,7 +99,9 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
     plan = __salt__["indigo_model.plan"]()
     members = plan["roles"]["etcd"]
     try:
-        needing = grants_needed(members, _ask(members, "indigo_etcd.facts"))
+        needing = grants_needed(
+            members, __salt__["indigo_ask.minions"](members, "indigo_etcd.facts")
+        )
     except (ValueError, CommandExecutionError) as err:
         return _failed(name, "etcd cannot be bootstrapped", [str(err)])
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
@@ -117,7 +115,9 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
         return ret
     kwarg = {"cluster": plan["cluster"], "members": members}
     try:
-        answers = _ask(needing, "indigo_etcd.grant_bootstrap", kwarg=kwarg)
+        answers = __salt__["indigo_ask.minions"](
+            needing, "indigo_etcd.grant_bootstrap", kwarg=kwarg
+        )
     except CommandExecutionError as err:
         return _failed(name, "etcd's bootstrap was not granted", [str(err)])
     silent = [id_ for id_ in needing if id_ not in answers or isinstance(answers[id_], str)]
@@ -216,7 +216,7 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
     answer: Any = None
     for master in plan["roles"]["master"]:
         try:
-            answer = _ask(
+            answer = __salt__["indigo_ask.minions"](
                 [master],
                 "indigo_kube.wait_ready",
                 kwarg={"names": nodes, "timeout": timeout},
@@ -260,7 +260,9 @@ def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
         return {**ret, "result": None, "comment": f"These would be tried: {listed}"}
     master = plan["roles"]["master"][0]
     try:
-        answer = _ask([master], "indigo_addon.wait", kwarg={"timeout": timeout}).get(master)
+        answer = __salt__["indigo_ask.minions"](
+            [master], "indigo_addon.wait", kwarg={"timeout": timeout}
+        ).get(master)
     except CommandExecutionError as err:
         answer = str(err)
     if not isinstance(answer, Mapping):
@@ -330,56 +332,23 @@ def stale(plan: Mapping[str, Any], facts: Mapping[str, Any], code: str) -> tuple
 
 def _current_facts(plan: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Facts of the hosts that answer, and what went wrong on others that do."""
-    facts = _ask(plan["hosts"], "indigo_preflight.facts")
+    facts = __salt__["indigo_ask.minions"](plan["hosts"], "indigo_preflight.facts")
     folders = [__opts__["module_dirs"][0], __opts__["states_dirs"][0]]
     code = __salt__["indigo_preflight.code_digest"](folders)
     old_code, old_pillar = stale(plan, facts, code)
     behind = sorted({*old_code, *old_pillar})
     if behind:
         # One job brings all: what costs is the start of a job on every host, not its functions.
-        _ask(behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=15)
-        facts.update(_ask(behind, "indigo_preflight.facts"))
+        __salt__["indigo_ask.minions"](
+            behind, REFRESH, arg=[[], [], [{"__kwarg__": True, "wait": True}]], timeout=15
+        )
+        facts.update(__salt__["indigo_ask.minions"](behind, "indigo_preflight.facts"))
     errors = [
         f"{id_}: {answer}; see /var/log/salt/minion there"
         for id_, answer in facts.items()
         if not isinstance(answer, Mapping)
     ]
     return {id_: fact for id_, fact in facts.items() if isinstance(fact, Mapping)}, errors
-
-
-def _ask(
-    hosts: Iterable[str],
-    function: str | Iterable[str],
-    kwarg: Mapping[str, Any] | None = None,
-    arg: Iterable[Any] = (),
-    timeout: float = ANSWER,
-) -> dict[str, Any]:
-    """Answers by minion id; a minion that did not answer is missing.
-
-    Several functions run as one job, with a list of arguments each in ``arg``.
-    """
-    hosts = list(hosts)
-    if not hosts:
-        return {}
-    try:
-        answers = __salt__["saltutil.cmd"](
-            hosts,
-            function if isinstance(function, str) else list(function),
-            arg=list(arg),
-            tgt_type="list",
-            timeout=timeout,
-            kwarg=dict(kwarg or {}),
-        )
-    except SaltClientError as err:
-        raise CommandExecutionError(
-            f"The Salt master did not take {function} for {len(hosts)} hosts: {err}; "
-            "see `systemctl status salt-master`, then run indigo.deploy again"
-        ) from err
-    return {
-        id_: answer["ret"]
-        for id_, answer in answers.items()
-        if isinstance(answer, Mapping) and "ret" in answer
-    }
 
 
 def _failed(name: str, what: str, problems: Iterable[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import salt.loader
-from salt.exceptions import CommandExecutionError, SaltClientError
+from salt.exceptions import CommandExecutionError
 
 #: What brings a minion this project's modules and its current pillar.
 REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pillar")
@@ -185,31 +185,11 @@ def _ask(
     wait: float | None = None,
     **kwarg: Any,
 ) -> dict[str, Any]:
-    """Answers by minion id: what it returned, or the text of its error. Silent ones are missing.
-
-    Hosts that say that they are at work are waited for; ``wait`` is how long that may take them
-    to say, where it is not to be the Salt master's gather_job_timeout.
-    """
-    targets = list(targets)
-    if not targets:
-        return {}
-    try:
-        answers = __salt__["saltutil.cmd"](
-            targets,
-            function if isinstance(function, str) else list(function),
-            arg=list(arg),
-            tgt_type="list",
-            timeout=timeout,
-            kwarg=kwarg,
-            **({"gather_job_timeout": wait} if wait else {}),
-        )
-    except SaltClientError as err:
-        raise CommandExecutionError(f"the Salt master did not take {function}: {err}") from err
-    return {
-        id_: answer["ret"]
-        for id_, answer in answers.items()
-        if isinstance(answer, Mapping) and "ret" in answer
-    }
+    """Answers by minion id, as ``indigo_ask.minions`` gives them."""
+    answers: dict[str, Any] = __salt__["indigo_ask.minions"](
+        targets, function, arg=arg, kwarg=kwarg, timeout=timeout, wait=wait
+    )
+    return answers
 
 
 def _reports(hosts: Iterable[str]) -> dict[str, Any]:

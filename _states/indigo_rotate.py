@@ -9,11 +9,11 @@ the one before runs with it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import salt.loader
-from salt.exceptions import CommandExecutionError, SaltClientError
+from salt.exceptions import CommandExecutionError
 
 #: As ``indigo_tokens`` has them.
 PHASES = ("trusted", "used", "dropped")
@@ -30,9 +30,6 @@ READERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "tokens": {"trusted": ("master",), "used": ("master", "node"), "dropped": ("master",)},
     "serviceaccount": {"trusted": ("master",), "used": ("master",), "dropped": ("master",)},
 }
-
-#: Seconds after which Salt asks a host that has not answered whether it is at work.
-ANSWER = 5
 
 
 def __virtual__() -> str | tuple[bool, str]:
@@ -86,24 +83,9 @@ def told(rotation: Mapping[str, Any] | None, what: str, now: float) -> str:
 # --- asking hosts -----------------------------------------------------------------------------
 
 
-def _ask(targets: Iterable[str], function: str, **kwarg: Any) -> dict[str, Any]:
-    """Answers by minion id: what it returned, or the text of its error. Silent ones are missing."""
-    try:
-        answers = __salt__["saltutil.cmd"](
-            list(targets), function, tgt_type="list", timeout=ANSWER, kwarg=kwarg
-        )
-    except SaltClientError as err:
-        raise CommandExecutionError(f"the Salt master did not take {function}: {err}") from err
-    return {
-        id_: answer["ret"]
-        for id_, answer in answers.items()
-        if isinstance(answer, Mapping) and "ret" in answer
-    }
-
-
 def _one(host: str, function: str, **kwarg: Any) -> dict[str, Any]:
     """A host's answer; its error is raised."""
-    said = _ask([host], function, **kwarg).get(host)
+    said = __salt__["indigo_ask.minions"]([host], function, kwarg=kwarg).get(host)
     if not isinstance(said, Mapping):
         raise CommandExecutionError(f"{host}: {said or 'no answer'}")
     return dict(said)
@@ -289,7 +271,7 @@ def finished(name: str, what: str) -> dict[str, Any]:
         _one(holder, "indigo_tokens.rotate", what=what, phase=None)
         _replicated(run["plan"])
         # Their states succeeded in the step before, and only the note went since.
-        _ask(masters, "indigo_deployed.record")
+        __salt__["indigo_ask.minions"](masters, "indigo_deployed.record")
     except (CommandExecutionError, KeyError) as err:
         return _failed(name, what, err)
     ret["changes"] = {what: {"old": "exchanged", "new": "the new one alone is taken"}}
@@ -311,7 +293,9 @@ def renewed(name: str, older_than: float = 60) -> dict[str, Any]:
         return {**ret, "result": None, "comment": told_}
     try:
         hosts = list(__salt__["indigo_model.plan"]()["hosts"])
-        answers = _ask(hosts, "indigo_pki.renew", new_keys=True, older_than=older_than)
+        answers = __salt__["indigo_ask.minions"](
+            hosts, "indigo_pki.renew", kwarg={"new_keys": True, "older_than": older_than}
+        )
     except CommandExecutionError as err:
         return _failed(name, "certificates", err)
     # Also where a run before this one left new certificates that nobody has read yet.

@@ -168,6 +168,27 @@ def ready_nodes(lab: Lab) -> set[str]:
     }
 
 
+def deployment(name: str, replicas: int) -> str:
+    """A Deployment of the lab's little web server, which takes a second to end."""
+    return f"""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: {name}}}
+spec:
+  replicas: {replicas}
+  selector: {{matchLabels: {{app: {name}}}}}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: indigo.lab/web:1
+        imagePullPolicy: Never
+        ports: [{{containerPort: 8080}}]
+"""
+
+
 WEB = """
 apiVersion: apps/v1
 kind: Deployment

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
-from cluster import answering, apply_all, changes, deploy, kubectl, status, until
+from cluster import answering, apply_all, changes, deploy, deployment, kubectl, status, until
 from faults import (
     DAMAGES,
     HOSTS,
@@ -182,22 +182,7 @@ def _containers(lab: Lab, host: str) -> list[str]:
 
 # Pods --------------------------------------------------------------------------------------------
 
-PODS = """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: chaos}
-spec:
-  replicas: 4
-  selector: {matchLabels: {app: chaos}}
-  template:
-    metadata: {labels: {app: chaos}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: indigo.lab/web:1
-        imagePullPolicy: Never
-"""
+PODS = deployment("chaos", 4)
 
 
 @pytest.mark.chaos_full

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import deploy, kubectl, orchestrate, ready_nodes, status, until, well
+from cluster import deploy, deployment, kubectl, orchestrate, ready_nodes, status, until, well
 from indigo_lab.saltenv import VENV
 from moments import Run
 from traffic import Report, Traffic
@@ -324,19 +324,7 @@ def test_tokens_are_exchanged_and_the_old_ones_are_refused(lab, figure):
 
 # The service account key --------------------------------------------------------------------------
 
-WORKLOAD = """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: speaks}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: speaks}}
-  template:
-    metadata: {labels: {app: speaks}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers: [{name: web, image: "indigo.lab/web:1", imagePullPolicy: Never}]
-"""
+WORKLOAD = deployment("speaks", 2)
 
 
 def pods(lab) -> set[str]:

@@ -6,35 +6,19 @@ import json
 
 import pytest
 import yaml
-from cluster import changes, deploy, kubectl, status, until, well
+from cluster import changes, deploy, deployment, kubectl, status, until, well
 
 PROFILE = "compact"
 MASTER = "host1"
 FILES = "/srv/indigo-files/services"
 
-WEB = """
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 1
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: web
-        image: indigo.lab/web:1
-        imagePullPolicy: Never
-        ports: [{containerPort: 8080}]
----
+WEB = f"""{deployment("web", 1)}---
 apiVersion: v1
 kind: Service
-metadata: {name: web}
+metadata: {{name: web}}
 spec:
-  selector: {app: web}
-  ports: [{port: 80, targetPort: 8080}]
+  selector: {{app: web}}
+  ports: [{{port: 80, targetPort: 8080}}]
 """
 NAMESPACE = "apiVersion: v1\nkind: Namespace\nmetadata: {name: wiki}\n"
 KUSTOMIZATION = "resources: [web.yaml]\nnamePrefix: other-\n"

@@ -608,8 +608,8 @@ def test_waiting_ends_with_what_is_wrong(monkeypatch):
 )
 def test_a_deploy_ends_when_the_addons_work(monkeypatch, wanted, answer, test, result, told):
     plan = {"addons": wanted, "roles": {"master": ["m1", "m2"]}}
-    asked = {} if answer is None else {"m1": {"ret": answer, "retcode": 0}}
-    functions = {"indigo_model.plan": lambda: plan, "saltutil.cmd": lambda *_, **__: asked}
+    asked = {} if answer is None else {"m1": answer}
+    functions = {"indigo_model.plan": lambda: plan, "indigo_ask.minions": lambda *_, **__: asked}
     monkeypatch.setattr(cluster_states, "__salt__", functions, raising=False)
     monkeypatch.setattr(cluster_states, "__opts__", {"test": test}, raising=False)
     ret = cluster_states.addons_work("step")

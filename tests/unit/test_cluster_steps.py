@@ -9,6 +9,7 @@ from salt.exceptions import SaltClientError
 from support import load
 
 cluster = load("_states", "indigo_cluster")
+ASK = load("_modules", "indigo_ask")
 
 PLAN = {
     "cluster": "lab",
@@ -53,13 +54,14 @@ def run(monkeypatch: pytest.MonkeyPatch):
 
     def runner(step, minions, test=False, problems=(), host_problems=(), context=None):
         functions = {
-            "saltutil.cmd": minions.cmd,
+            "indigo_ask.minions": ASK.minions,
             "indigo_model.plan": lambda: PLAN,
             "indigo_model.problems": lambda: list(problems),
             "indigo_model.host_problems": lambda facts: list(host_problems),
             "indigo_preflight.code_digest": lambda folders: "code",
         }
         opts = {"test": test, "module_dirs": ["/m"], "states_dirs": ["/s"]}
+        monkeypatch.setattr(ASK, "__salt__", {"saltutil.cmd": minions.cmd}, raising=False)
         monkeypatch.setattr(cluster, "__salt__", functions, raising=False)
         monkeypatch.setattr(cluster, "__opts__", opts, raising=False)
         monkeypatch.setattr(
