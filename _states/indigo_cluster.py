@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
+import salt.fileserver
 import salt.utils.event
 from salt.exceptions import CommandExecutionError
 
@@ -61,6 +62,7 @@ def preflight(name: str) -> dict[str, Any]:
     if problems:
         return _failed(name, "The declared cluster has problems", problems)
     plan = __salt__["indigo_model.plan"]()
+    _list_files_anew(__opts__)
     try:
         facts, errors = _current_facts(plan)
     except CommandExecutionError as err:
@@ -485,6 +487,18 @@ def moving(
         left = expected - now
         text += f", about {left:.0f} s left" if left >= 1 else ", longer than the last runs"
     return text
+
+
+def _list_files_anew(opts: Mapping[str, Any]) -> None:
+    """Have the Salt master find files that came since it last looked.
+
+    It lists its files every 20 s (``fileserver_list_cache_time``). Modules of a tree that was just
+    updated, or a folder of a new service, would not be there for a deploy that comes sooner.
+
+    Args:
+        opts: The Salt master's configuration.
+    """
+    salt.fileserver.Fileserver(dict(opts)).clear_file_list_cache({"saltenv": None})
 
 
 def _begin(name: str) -> None:

@@ -107,7 +107,7 @@ def test_one_that_is_broken_fails_alone_and_says_why(lab):
     put(lab, "wiki/web.yaml", WEB.replace("indigo.lab/web:1", "indigo.lab/no:1"))
     put(lab, "other/web.yaml", WEB.replace("kind: Deployment", "kind: Deploiment"))
     put(lab, "chart/Chart.yaml", "name: chart\n")
-    # The Salt master lists its files anew only so often: fileserver_list_cache_time.
+    # A deploy does that by itself, a state.apply does not.
     assert lab.salt_run("fileserver.clear_file_list_cache").returncode == 0
     declare(lab, WANTED | {"chart": {"source": "salt://services/chart"}})
     code, found, failed = applied(lab)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import salt.config
 from salt.exceptions import SaltClientError
 from support import load
 
@@ -31,6 +33,7 @@ class Minions:
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
         self.asked: list[tuple[tuple[str, ...], Any, dict[str, Any]]] = []
+        self.listed: list[dict[str, Any]] = []
 
     def cmd(self, hosts, function, kwarg=None, **_):
         self.asked.append((tuple(hosts), function, kwarg))
@@ -62,6 +65,7 @@ def run(monkeypatch: pytest.MonkeyPatch):
         }
         opts = {"test": test, "module_dirs": ["/m"], "states_dirs": ["/s"]}
         monkeypatch.setattr(ASK, "__salt__", {"saltutil.cmd": minions.cmd}, raising=False)
+        monkeypatch.setattr(cluster, "_list_files_anew", minions.listed.append)
         monkeypatch.setattr(cluster, "__salt__", functions, raising=False)
         monkeypatch.setattr(cluster, "__opts__", opts, raising=False)
         monkeypatch.setattr(
@@ -291,3 +295,16 @@ def test_progress_counts_hosts_and_names_failures():
 )
 def test_progress_passes_over_other_events(other):
     assert cluster.describe(other, {}) is None
+
+
+def test_preflight_has_the_salt_master_list_its_files_anew(run, tmp_path: Path):
+    minions = Minions(indigo_preflight_facts=current())
+    run(cluster.preflight, minions)
+    assert len(minions.listed) == 1
+    (tmp_path / "master").write_text(f"root_dir: {tmp_path}\n")
+    opts = salt.config.master_config(str(tmp_path / "master"))
+    cached = Path(opts["cachedir"], "file_lists", "roots", "base.p")
+    cached.parent.mkdir(parents=True)
+    cached.touch()
+    load("_states", "indigo_cluster")._list_files_anew(opts)
+    assert not cached.exists()
