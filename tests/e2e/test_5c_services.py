@@ -102,7 +102,6 @@ def test_what_is_changed_in_the_folder_is_changed_in_place(lab):
     assert until(lambda: works(lab) == {}, 60, 1), works(lab)
 
 
-@pytest.mark.slow
 def test_one_that_is_broken_fails_alone_and_says_why(lab):
     put(lab, "wiki/web.yaml", WEB.replace("indigo.lab/web:1", "indigo.lab/no:1"))
     put(lab, "other/web.yaml", WEB.replace("kind: Deployment", "kind: Deploiment"))
