@@ -5,12 +5,15 @@ Both on the profile compact: three hosts that share all roles, and one machine's
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from indigo_lab import engine
@@ -28,8 +31,8 @@ ROUNDS = 8
 #: Seconds between two stretches that count for neither.
 GAP = 1.0
 
-# Writes to etcd with several connections until its input ends; a line a write: when it began, in
-# seconds of the epoch, and what it took, in milliseconds.
+# Writes to a member of etcd with two connections until its input ends; a line a write: when it
+# began, in seconds of the epoch, and what it took, in milliseconds.
 _LOAD = r"""
 import base64, http.client, json, os, ssl, sys, threading, time
 context = ssl.create_default_context(cafile="/etc/etcd/pki/ca.crt")
@@ -47,7 +50,7 @@ def work(number):
         connection.getresponse().read()
         rows.append((begun, (time.perf_counter() - start) * 1000))
         n += 1
-threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+threads = [threading.Thread(target=work, args=(n,)) for n in range(2)]
 [t.start() for t in threads]
 sys.stdin.read()
 over.set()
@@ -132,21 +135,76 @@ def _piped(host: str, program: list[str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def latencies(lab: Lab) -> tuple[list[list[float]], list[list[float]], dict[str, list[float]]]:
-    """Milliseconds of writes beside backups, and without, by round.
+def _bind(name: str, to: set[int]) -> None:
+    """Let every process of a guest, and what it starts from now on, run on these processors."""
+    shown = subprocess.run(
+        ["podman", "inspect", "--format", "{{.State.Pid}}", engine.container(name)],
+        check=True, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    guest = os.readlink(f"/proc/{int(shown.stdout)}/ns/pid")
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it may be gone by now
+            if os.readlink(process / "ns/pid") == guest:
+                for thread in (process / "task").iterdir():
+                    with contextlib.suppress(OSError):
+                        os.sched_setaffinity(int(thread.name), to)
+
+
+@contextlib.contextmanager
+def _apart(names: list[str], one: str) -> Iterator[None]:
+    """Give one guest processors of its own, as a host has them; the others share the rest."""
+    every = sorted(os.sched_getaffinity(0))
+    if len(every) < 2:
+        raise SystemExit("one processor is too few: the host that makes the backup wants its own")
+    half = len(every) // 2
+    try:
+        for name in names:
+            _bind(name, set(every[half:] if name == one else every[:half]))
+        yield
+    finally:
+        for name in names:
+            _bind(name, set(every))
+
+
+Rows = list[tuple[float, float]]
+Span = tuple[float, float]
+
+
+class Measured:
+    """Milliseconds of writes, by member, and the stretches of time that are compared."""
+
+    def __init__(self, rows: dict[str, Rows], beside: list[Span], apart: list[Span]) -> None:
+        self.rows, self.beside, self.apart = rows, beside, apart
+
+    def within(self, spans: list[Span], member: str = "") -> list[float]:
+        """Of the writes that began in one of the spans, through one member or all."""
+        rows = [self.rows[member]] if member else list(self.rows.values())
+        return [
+            took for some in rows for when, took in some if any(a <= when <= b for a, b in spans)
+        ]
+
+
+def latencies(lab: Lab) -> tuple[tuple[Measured, dict[str, list[Span]]], str]:
+    """Writes through all members while backups are made, and as long without.
 
     Stretches with and without take turns, and turns about which comes first, so that what changes
     on the machine hits both. A stretch with one begins with the job of Salt and ends with its
-    answer: the copies on the other hosts are made by then.
+    answer: the copies on the other hosts are made by then. The host that makes them has processors
+    of its own: with shared ones the leader would pay for another host's work, which no site has.
 
     Returns:
-        Beside, without, and of those beside, by the step of the backup.
+        The writes with the stretches by step of a backup, and the host that made them.
     """
     leader = _leader(lab)
-    maker = next(host for host in ("host1", "host2", "host3") if host != leader)
-    writer = _piped(leader, ["python3", "-c", _LOAD])
+    hosts = ("host1", "host2", "host3")
+    maker = next(host for host in hosts if host != leader)
+    with _apart([*hosts, "salt"], maker):
+        return _stretches(hosts, maker), maker
+
+
+def _stretches(hosts: tuple[str, ...], maker: str) -> tuple[Measured, dict[str, list[Span]]]:
+    writers = {host: _piped(host, ["python3", "-c", _LOAD]) for host in hosts}
     asker = _piped("salt", ["/opt/salt/bin/python3", "-c", _ASK])
-    assert asker.stdin and asker.stdout and writer.stdin and writer.stdout
 
     def backup() -> tuple[float, float, dict[str, Any]]:
         assert asker.stdin and asker.stdout
@@ -159,49 +217,41 @@ def latencies(lab: Lab) -> tuple[list[list[float]], list[list[float]], dict[str,
             raise SystemExit(f"a copy was not made: {said['copies']}")
         return begun, end, said
 
-    def rest(length: float) -> tuple[float, float]:
+    def rest(length: float) -> Span:
         begun = time.time()
         time.sleep(length)
         return begun, time.time()
 
     time.sleep(3)
-    _, _, said = backup()  # the first loads what the others find loaded, and says how long one is
-    length = said["seconds"]["total"] + 2
-    spans: list[tuple[tuple[float, float], tuple[float, float]]] = []
-    steps: dict[str, list[tuple[float, float]]] = {}
+    begun, end, _ = backup()  # the first loads what the others find loaded
+    length = end - begun
+    beside: list[Span] = []
+    apart: list[Span] = []
+    steps: dict[str, list[Span]] = {}
     for number in range(ROUNDS):
         time.sleep(GAP)
         if number % 2:
-            apart = rest(length)
+            apart.append(rest(length))
             time.sleep(GAP)
         begun, end, said = backup()
         length = end - begun
         if not number % 2:
             time.sleep(GAP)
-            apart = rest(length)
-        spans.append(((begun, end), apart))
+            apart.append(rest(length))
+        beside.append((begun, end))
         made = dict(said["seconds"])
-        total = made.pop("total")
-        moment = end - said["copying"] - total
+        moment = end - said["copying"] - made.pop("total")
         steps.setdefault("start", []).append((begun, moment))
         for step, took in made.items():
             steps.setdefault(step, []).append((moment, moment + took))
             moment += took
         steps.setdefault("copies", []).append((end - said["copying"], end))
-    writer.stdin.close()
-    asker.stdin.close()
-    rows: list[tuple[float, float]] = [tuple(map(float, line.split())) for line in writer.stdout]  # type: ignore[misc]
-    writer.wait(60)
-    asker.wait(60)
-
-    def within(*those: tuple[float, float]) -> list[float]:
-        return [took for when, took in rows if any(a <= when <= b for a, b in those)]
-
-    return (
-        [within(one) for one, _ in spans],
-        [within(one) for _, one in spans],
-        {step: within(*those) for step, those in steps.items()},
-    )
+    rows: dict[str, Rows] = {}
+    for host, writer in writers.items():
+        said, _ = writer.communicate("", timeout=60)
+        rows[host] = [(float(a), float(b)) for a, b in map(str.split, said.splitlines())]
+    asker.communicate("", timeout=60)
+    return Measured(rows, beside, apart), steps
 
 
 # By hand ------------------------------------------------------------------------------------------

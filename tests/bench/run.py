@@ -237,15 +237,23 @@ def bench_master(lab: Lab) -> None:
 def bench_backup(lab: Lab) -> None:
     """What a backup costs writers."""
     backup.take(lab)
-    beside, apart, steps = backup.latencies(lab)
-    for one, other in zip(beside, apart, strict=True):
-        print(f"    p99 beside {backup.p99(one):7.1f} ms   without {backup.p99(other):7.1f} ms")
-    for step, values in steps.items():
-        print(f"    in the step {step:<10} {backup.p99(values):7.1f} ms  ({len(values)} writes)")
-    slow, plain = (backup.p99([took for one in all_ for took in one]) for all_ in (beside, apart))
-    counts = [sum(map(len, all_)) for all_ in (beside, apart)]
-    print(f"{'p99 of a write to etcd beside backups':<58} {slow:7.1f} ms  ({counts[0]} writes)")
-    print(f"{'without':<58} {plain:7.1f} ms  ({counts[1]} writes)")
+    (writes, steps), maker = backup.latencies(lab)
+    for one, other in zip(writes.beside, writes.apart, strict=True):
+        slow, plain = (backup.p99(writes.within([span])) for span in (one, other))
+        print(f"    p99 beside {slow:7.1f} ms   without {plain:7.1f} ms")
+    for step, spans in steps.items():
+        if len(values := writes.within(spans)) >= 100:
+            print(
+                f"    in the step {step:<10} {backup.p99(values):7.1f} ms  ({len(values)} writes)"
+            )
+    for member in writes.rows:
+        both = [backup.p99(writes.within(some, member)) for some in (writes.beside, writes.apart)]
+        what = f"    through {member}" + (", which makes them" if member == maker else "")
+        print(f"{what:<40} beside {both[0]:7.1f} ms   without {both[1]:7.1f} ms")
+    beside, apart = writes.within(writes.beside), writes.within(writes.apart)
+    slow, plain = backup.p99(beside), backup.p99(apart)
+    print(f"{'p99 of a write to etcd beside backups':<58} {slow:7.1f} ms  ({len(beside)} writes)")
+    print(f"{'without':<58} {plain:7.1f} ms  ({len(apart)} writes)")
     ratio("p99 beside a backup / without", slow, plain, 1.1)
 
 

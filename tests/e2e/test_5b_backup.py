@@ -25,7 +25,7 @@ FOLDER = "/var/lib/indigo-backup"
 KEY = "/root/indigo-backup-key"
 
 #: How many objects the writer makes before the backup; the restore must bring all of them back.
-OBJECTS = 2000
+OBJECTS = 10_000
 
 
 def run_json(lab, *arguments: str, timeout: float = 300) -> Any:
@@ -343,6 +343,27 @@ def test_killed_half_way_and_run_again_a_restore_finishes(lab, written, figure):
         assert lab.exec(host, ["sh", "-c", "ls -d /var/lib/etcd/replaced-*/member"]).returncode == 0
     again = deploy(lab)
     assert (again.code, again.changes) == (0, {}), again.told
+
+
+def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure):
+    # As somebody takes one by hand, before whatever he is about to do.
+    save = (
+        "ETCDCTL_API=3 $(ls -d /opt/indigo/etcd-*)/etcdctl --cacert=/etc/etcd/pki/ca.crt"
+        " --cert=/etc/etcd/pki/member.crt --key=/etc/etcd/pki/member.key snapshot save /root/mine.db"
+    )
+    lab.exec("host1", ["sh", "-c", save], timeout=60, check=True)
+    too_late = write(lab, "late", 20)
+    assert stored(lab) >= too_late
+    adopted = minion_json(lab, "host1", "indigo_backup.adopt", "/root/mine.db")["host1"]
+    done = orchestrate(lab, "indigo.restore", confirm="lab", backup=adopted["name"])
+    figure(f"restore of a snapshot that was brought as a file: {done.seconds:.1f} s")
+    assert done.code == 0, done.told
+    well(lab)
+    holds_what_the_backup_held(lab, written)
+    assert not stored(lab) & too_late
+    # Everyone who restored it has it, until somebody removes it; it is none that later tests want.
+    for host in HOSTS:
+        lab.exec(host, ["rm", "-rf", "/root/mine.db", f"{FOLDER}/{adopted['name']}"], check=True)
 
 
 # Losing hosts -------------------------------------------------------------------------------------
