@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import grp
 import ipaddress
+import json
 import logging
 import os
 import pwd
+import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from salt.exceptions import CommandExecutionError
@@ -41,6 +44,9 @@ log = logging.getLogger(__name__)
 
 KEY_MODE = 0o600
 CERTIFICATE_MODE = 0o644
+
+#: Phases in which an authority is exchanged for another one.
+PHASES = ("trusted", "used", "dropped")
 
 #: Authorities are valid from this long before they are made: clocks of hosts differ.
 BACKDATE = datetime.timedelta(hours=1)
@@ -443,8 +449,10 @@ def held_problem(authority: Mapping[str, Any]) -> str | None:
             f"restore {authority['key']} and {authority['certificate']} from a backup"
         )
     now = _now()
-    left = _days_left(_load_certificates(authority["certificate"])[0], now)
-    if left is not None and left < authority["renew_before"]:
+    certificates = _load_certificates(authority["certificate"])
+    left = _days_left(certificates[0], now)
+    # Two of them: it is being exchanged for another one, and nothing else may happen to it.
+    if left is not None and left < authority["renew_before"] and len(certificates) == 1:
         return f"its certificate is valid for {left} more days: its key will sign a new one"
     for path, mode in ((authority["key"], KEY_MODE), (authority["certificate"], CERTIFICATE_MODE)):
         found = _stat(path)
@@ -495,6 +503,202 @@ def establish(authority: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     changes.update(_mend(authority["key"], *owner, KEY_MODE))
     changes.update(_mend(authority["certificate"], *owner, CERTIFICATE_MODE))
     return changes
+
+
+def exchange(phase: str | None, pods: int | None = None) -> dict[str, Any]:
+    """On the CA host: bring the exchange of its authorities for new ones into its next phase.
+
+    ``trusted``: hosts are told of both, the old one signs. ``used``: of both, the new one signs.
+    ``dropped``: of the new one alone. The old pair is kept in the folder ``exchange`` below each
+    authority until the exchange is over (None), and the phase in ``exchange.json`` beside them, so
+    whatever was killed is done again. Whether every host knows of a phase is for the caller to see:
+    ``salt-run state.orchestrate indigo.rotate.ca``.
+
+    Args:
+        phase: ``trusted``, ``used``, ``dropped``, or None.
+        pods: Note that pods made before this time (Unix seconds) trust the old ones alone.
+
+    Returns:
+        ``changes`` as :func:`establish` gives them, and ``rotation`` (see :func:`exchanged`).
+
+    Raises:
+        CommandExecutionError: An authority is damaged, or a phase would be left out.
+
+    Example:
+        .. code-block:: bash
+
+            salt salt indigo_pki.exchange trusted
+    """
+    held = __pillar__.get("indigo", {}).get("pki", {}).get("held", [])
+    if not held or phase not in (*PHASES, None):
+        raise CommandExecutionError(
+            f"{phase!r} here: expected one of {', '.join(PHASES)}, on the host with role ca"
+        )
+    with _locked(os.path.dirname(_note(held))):
+        return _exchange(held, phase, pods)
+
+
+def _exchange(held: list[dict[str, Any]], phase: str | None, pods: int | None) -> dict[str, Any]:
+    note = exchanged() or {}
+    if phase is None:
+        return _exchange_over(held, note)
+    reached = PHASES.index(note["phase"]) if note else -1
+    if PHASES.index(phase) > reached + 1:
+        raise CommandExecutionError(
+            f"the authorities cannot be {phase} now: the exchange is "
+            f"{note.get('phase', 'not begun')}; run salt-run state.orchestrate indigo.rotate.ca"
+        )
+    changes: dict[str, dict[str, Any]] = {}
+    if PHASES.index(phase) >= reached:
+        if not note and (faults := [fault for row in held if (fault := _held_problem(row))]):
+            raise CommandExecutionError("; ".join(faults))
+        for row in held:
+            changes.update(_exchanged_files(row, phase))
+    if PHASES.index(phase) > reached:
+        note = {**note, "what": "ca", "phase": phase, "since": int(time.time())}
+    if pods is not None:
+        note.setdefault("pods", pods)
+    owner = (os.geteuid(), os.getegid())
+    _write(_note(held), json.dumps(note).encode(), *owner, KEY_MODE)
+    return {"changes": changes, "rotation": note}
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """One writer at a time: on a busy Salt master a job may be sent twice."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def exchanged() -> dict[str, Any] | None:
+    """How far the exchange of this host's authorities is: ``what``, ``phase``, ``since``; or None.
+
+    Example:
+        .. code-block:: bash
+
+            salt salt indigo_pki.exchanged
+    """
+    held = __pillar__.get("indigo", {}).get("pki", {}).get("held", [])
+    if not held or not os.path.lexists(_note(held)):
+        return None
+    try:
+        found = json.loads(_read(_note(held)))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("phase") not in PHASES:
+        raise CommandExecutionError(
+            f"{_note(held)} cannot be read; expected JSON with `phase`. Which phase it is, the "
+            "files tell: see docs/operations/rotate.md"
+        )
+    return found
+
+
+def _note(held: list[dict[str, Any]]) -> str:
+    return os.path.join(os.path.dirname(os.path.dirname(held[0]["key"])), "exchange.json")
+
+
+def _exchange_over(held: list[dict[str, Any]], note: Mapping[str, Any]) -> dict[str, Any]:
+    if not note:
+        return {"changes": {}, "rotation": None}
+    if note["phase"] != PHASES[-1]:
+        raise CommandExecutionError(
+            f"the exchange of the authorities is {note['phase']}, and over only when {PHASES[-1]}"
+        )
+    changes = {}
+    for row in held:
+        folder = os.path.join(os.path.dirname(row["key"]), "exchange")
+        if os.path.isdir(folder):
+            shutil.rmtree(folder)
+            changes[folder] = {"old": "the old authority", "new": None}
+    os.unlink(_note(held))
+    return {"changes": changes, "rotation": None}
+
+
+def _exchanged_files(authority: Mapping[str, Any], phase: str) -> dict[str, dict[str, Any]]:
+    """An authority's files as a phase wants them; the pairs that they are made of come first."""
+    folder = os.path.join(os.path.dirname(authority["key"]), "exchange")
+    owner = (os.geteuid(), os.getegid())
+    pairs: dict[str, tuple[bytes, bytes]] = {}
+    _folder(folder, 0o700)
+    for which in ("old", "new"):
+        paths = [os.path.join(folder, f"{which}.{kind}") for kind in ("key", "crt")]
+        # The certificate is written last, so a pair is there when it is.
+        if not os.path.lexists(paths[1]):
+            if phase != PHASES[0]:
+                raise CommandExecutionError(f"{paths[1]} is missing: restore {folder}")
+            if which == "old":
+                pair = (_read(authority["key"]), _read(authority["certificate"]))
+            else:
+                key = _new_key()
+                made = _self_signed(authority, key, _load_certificates(authority["certificate"])[0])
+                pair = (_key_pem(key), made.public_bytes(serialization.Encoding.PEM))
+            _write(paths[0], pair[0], *owner, KEY_MODE)
+            _write(paths[1], pair[1], *owner, CERTIFICATE_MODE)
+        pairs[which] = (_read(paths[0]), _read(paths[1]))
+        if _load_key(paths[0]).public_key() != _load_certificates(paths[1])[0].public_key():
+            raise CommandExecutionError(f"{paths[1]} does not belong to {paths[0]}")
+    first, second = ("old", "new") if phase == PHASES[0] else ("new", "old")
+    bundle = pairs[first][1] + (b"" if phase == PHASES[-1] else pairs[second][1])
+    changes: dict[str, dict[str, Any]] = {}
+    for path, content, mode, what in (
+        (authority["certificate"], bundle, CERTIFICATE_MODE, f"certificates when {phase}"),
+        (authority["key"], pairs[first][0], KEY_MODE, f"the {first} authority's key"),
+    ):
+        if _read(path) != content:
+            _write(path, content, *owner, mode)
+            changes[path] = {"old": "as before", "new": what}
+    return changes
+
+
+def trust(timeout: int = 120) -> dict[str, Any]:
+    """Fetch the authorities' certificates as the CA host has them now.
+
+    Returns:
+        What changed: ``{path: {"old": text or None, "new": text}}``.
+
+    Example:
+        .. code-block:: bash
+
+            salt '*' indigo_pki.trust
+    """
+    return _issued_here([], timeout)
+
+
+def follow(timeout: int = 120) -> dict[str, Any]:
+    """New keys and certificates of this host where they are not of the newest authority it trusts.
+
+    Returns:
+        What changed, and nothing when all are of the newest.
+
+    Example:
+        .. code-block:: bash
+
+            salt '*' indigo_pki.follow
+    """
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    wanted = []
+    for row in pki.get("certificates", []):
+        newest = max(
+            _issuers(row["authority"], pki["authorities"]), key=lambda it: _validity(it)[0]
+        )
+        found = _first(row["path"])
+        if found is None or not _issued(found, newest):
+            wanted.append(row)
+    return _issued_here(wanted, timeout) if wanted else {}
+
+
+def _issued_here(wanted: list[dict[str, Any]], timeout: int) -> dict[str, Any]:
+    pki = __pillar__.get("indigo", {}).get("pki", {})
+    if not pki.get("authorities"):
+        return {}
+    done = issue(pki["ca"], wanted, pki["authorities"], timeout, new_keys=True)
+    if done["errors"]:
+        raise CommandExecutionError("; ".join(done["errors"]))
+    return dict(done["changes"])
 
 
 def _held_problem(authority: Mapping[str, Any]) -> str | None:
@@ -833,7 +1037,8 @@ def _replace_authority(path: str, pem: str) -> dict[str, dict[str, Any]]:
     new = _parse_certificates(pem, f"certificate for {path}")
     old = _first(path)
     owner = (os.geteuid(), os.getegid())
-    if old is not None and _load_certificates(path) == new:
+    # In whatever order: which of two signs is the CA host's business.
+    if old is not None and set(_load_certificates(path)) == set(new):
         found = _stat(path)
         if found == (*owner, CERTIFICATE_MODE) or found is None:
             return {}

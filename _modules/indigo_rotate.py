@@ -597,3 +597,38 @@ def renew_pods(since: float, timeout: float = 600, restart: bool = True) -> dict
             if not waiting or time.monotonic() > deadline:
                 return {"restarted": sorted(restarted), "left": left, "waiting": waiting}
             time.sleep(LOOK)
+
+
+def published(timeout: float = 120) -> int:
+    """Wait until pods would be told of all authorities that this master trusts.
+
+    The controller manager writes them into a ConfigMap of each namespace, and into the Secrets
+    with tokens.
+
+    Returns:
+        How many objects hold them.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_rotate.published
+    """
+    wanted = Path(_view()["paths"]["pki"], "ca.crt").read_text("ascii").split()
+    deadline = time.monotonic() + timeout
+    maps = "/api/v1/configmaps?fieldSelector=metadata.name%3Dkube-root-ca.crt"
+    with contextlib.closing(_Api()) as api:
+        while True:
+            found = {_name(it): it.get("data", {}).get("ca.crt", "") for it in api.all(maps)}
+            for one in _token_secrets(api):
+                text = base64.b64decode(one.get("data", {}).get("ca.crt", ""))
+                found[_name(one)] = text.decode("ascii", "replace")
+            behind = ["/".join(where) for where, text in found.items() if text.split() != wanted]
+            if not behind:
+                return len(found)
+            if time.monotonic() > deadline:
+                raise CommandExecutionError(
+                    f"after {timeout:g} s {len(behind)} objects do not hold the authorities that "
+                    f"{_view()['id']} trusts, for example {behind[0]}: see kube-controller-manager"
+                )
+            time.sleep(LOOK)

@@ -49,7 +49,8 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
 
     Returns:
         ``units`` (name to active or not), ``certificates`` (rows of ``indigo_pki.status``),
-        ``tokens`` (``indigo_tokens.state``), ``vip`` (load balancers: whether the address is
+        ``tokens`` (``indigo_tokens.state``), ``exchange`` (the CA host: ``indigo_pki.exchanged``),
+        ``vip`` (load balancers: whether the address is
         here), ``etcd`` (``indigo_etcd.status``), ``backup`` (``indigo_backup.status``), ``api``
         (masters: own API server's answer), ``kubernetes`` (``indigo_kube.status``) and ``addons``
         (the first master: ``indigo_addon.works``). What could not be asked is
@@ -69,6 +70,8 @@ def report(kubernetes: bool = False) -> dict[str, Any]:
         "units": {unit: __salt__["indigo_service.active"](unit) for unit in expected},
         "certificates": _tried(__salt__["indigo_pki.status"]),
     }
+    if "ca" in roles:
+        found["exchange"] = _tried(__salt__["indigo_pki.exchanged"])
     if "lb" in roles:
         found["vip"] = _tried(lambda: __salt__["indigo_host.holds"](view["vip"]["address"]))
     if "etcd" in roles:

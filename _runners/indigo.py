@@ -530,6 +530,12 @@ def _exchange(plan: Mapping[str, Any], reports: Mapping[str, Mapping[str, Any]])
     """Keys that are being exchanged for new ones; long after it was begun it was forgotten."""
     data: dict[str, Any] = {}
     problems = []
+    for id_ in plan["roles"].get("ca", []):
+        said = reports.get(id_, {}).get("exchange")
+        if isinstance(said, Mapping) and "problem" in said:
+            problems.append(f"{id_}: {said['problem']}")
+        elif said:
+            data[said["what"]] = said
     for id_ in plan["roles"]["master"]:
         said = reports.get(id_, {}).get("tokens", {}).get("set") or {}
         # The furthest: another master may have an older set.

@@ -316,3 +316,111 @@ def renewed(name: str, older_than: float = 60) -> dict[str, Any]:
         return {**_failed(name, "certificates", ret["comment"]), "changes": ret["changes"]}
     count = sum(path.endswith(".crt") for id_ in new for path in answers[id_])
     return {**ret, "comment": f"{count} certificates on {len(new)} hosts. {ret['comment']}"}
+
+
+# --- the authorities --------------------------------------------------------------------------
+
+
+def authorities_ready(name: str) -> dict[str, Any]:
+    """The CA host says how far an exchange of its authorities is; every host answers.
+
+    Args:
+        name: What the step says of itself.
+    """
+    ret = _result(name)
+    try:
+        plan = __salt__["indigo_model.plan"]()
+        ca = plan["roles"]["ca"][0]
+        # None is an answer, too.
+        said = __salt__["indigo_ask.minions"]([ca], "indigo_pki.exchanged")
+        rotation = said.get(ca, "no answer")
+        if isinstance(rotation, str):
+            raise CommandExecutionError(f"{ca}: {rotation}")
+    except CommandExecutionError as err:
+        return _failed(name, "ca", err)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": told(rotation, "ca", time.time())}
+    __context__[RUN] = {"plan": plan, "rotation": rotation, "ca": ca}
+    if rotation:
+        return {**ret, "comment": f"An exchange goes on: the new ones are {rotation['phase']}"}
+    return {**ret, "comment": "An exchange begins"}
+
+
+def authorities_reached(name: str, phase: str) -> dict[str, Any]:
+    """The exchange of the authorities is in a phase, and every host runs with it.
+
+    Args:
+        name: What the step says of itself.
+        phase: ``trusted``, ``used`` or ``dropped``.
+    """
+    ret = _result(name)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "Restarts would follow, one host at a time"}
+    try:
+        run = __context__[RUN]
+        if passed(run["rotation"], phase):
+            return {**ret, "comment": "An earlier run did that"}
+        run["rotation"] = _one(run["ca"], "indigo_pki.exchange", phase=phase)["rotation"]
+        hosts = list(run["plan"]["hosts"])
+        function = "indigo_pki.follow" if phase == "used" else "indigo_pki.trust"
+        answers = __salt__["indigo_ask.minions"](hosts, function)
+        bad = [
+            f"{id_}: {answers.get(id_, 'no answer')}"
+            for id_ in hosts
+            if not isinstance(answers.get(id_), Mapping)
+        ]
+        if bad:
+            raise CommandExecutionError("; ".join(bad))
+    except (CommandExecutionError, KeyError) as err:
+        return _failed(name, "ca", err)
+    ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls="indigo.host", queue=True)
+    if ret["result"] is False:
+        return {**_failed(name, "ca", ret["comment"]), "changes": ret["changes"]}
+    return ret
+
+
+def pods_trust(name: str, pods: str = "restart") -> dict[str, Any]:
+    """Every pod that speaks to the API trusts both authorities.
+
+    Args:
+        name: What the step says of itself.
+        pods: As in :func:`accounts`.
+    """
+    ret = _result(name)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "Workloads would be restarted"}
+    try:
+        run = __context__[RUN]
+        if passed(run["rotation"], "trusted"):
+            return {**ret, "comment": "An earlier run did that"}
+        master = run["plan"]["roles"]["master"][0]
+        if "pods" not in run["rotation"]:
+            said = __salt__["indigo_ask.minions"]([master], "indigo_rotate.published").get(master)
+            if not isinstance(said, int):
+                raise CommandExecutionError(f"{master}: {said or 'no answer'}")
+            now = int(time.time()) + 1
+            said = _one(run["ca"], "indigo_pki.exchange", phase="trusted", pods=now)
+            run["rotation"] = said["rotation"]
+        restarted = _pods_renewed(master, run["rotation"]["pods"], pods)
+    except (CommandExecutionError, KeyError) as err:
+        return _failed(name, "ca", err)
+    if restarted:
+        ret["changes"] = {"restarted": restarted}
+    return {**ret, "comment": "No pod is left that trusts the old authority alone"}
+
+
+def authorities_finished(name: str) -> dict[str, Any]:
+    """The old authorities' keys are gone, and the next run begins another exchange.
+
+    Args:
+        name: What the step says of itself.
+    """
+    ret = _result(name)
+    if __opts__["test"]:
+        return {**ret, "result": None, "comment": "It would be over"}
+    try:
+        said = _one(__context__[RUN]["ca"], "indigo_pki.exchange", phase=None)
+    except (CommandExecutionError, KeyError) as err:
+        return _failed(name, "ca", err)
+    ret["changes"] = said["changes"]
+    return {**ret, "comment": "The old authorities are trusted nowhere any more"}

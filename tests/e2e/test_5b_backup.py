@@ -349,7 +349,8 @@ def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure)
     # As somebody takes one by hand, before whatever he is about to do.
     save = (
         "ETCDCTL_API=3 $(ls -d /opt/indigo/etcd-*)/etcdctl --cacert=/etc/etcd/pki/ca.crt"
-        " --cert=/etc/etcd/pki/member.crt --key=/etc/etcd/pki/member.key snapshot save /root/mine.db"
+        " --cert=/etc/etcd/pki/member.crt --key=/etc/etcd/pki/member.key"
+        " snapshot save /root/mine.db"
     )
     lab.exec("host1", ["sh", "-c", save], timeout=60, check=True)
     too_late = write(lab, "late", 20)

@@ -1,4 +1,4 @@
-"""Keys, tokens and certificates are exchanged under load, and the old ones end.
+"""Keys, tokens, certificates and authorities are exchanged under load, and the old ones end.
 
 On the profile compact, whose three hosts have all roles each, two of them the masters'. In every
 exchange clients write, read and watch through the VIP; none of their requests may fail twice.
@@ -24,6 +24,7 @@ HOSTS = ("host1", "host2", "host3")
 MASTERS = ("host1", "host2")
 KUBERNETES = "/etc/kubernetes"
 SET = f"{KUBERNETES}/tokens.set"
+EXCHANGE = "/etc/indigo/ca/exchange.json"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -377,4 +378,78 @@ def test_the_service_account_key_is_exchanged(lab, workload, figure):
         now = read(lab, host, f"{KUBERNETES}/pki/sa.pub")
         assert now.count("BEGIN") == 1
         assert now != public
+    nothing_left_to_do(lab)
+
+
+# The authorities ----------------------------------------------------------------------------------
+
+TRUSTED = {
+    f"{KUBERNETES}/pki/ca.crt": HOSTS,
+    "/etc/etcd/pki/ca.crt": HOSTS,
+    f"{KUBERNETES}/pki/front-proxy-ca.crt": MASTERS,
+}
+
+
+def trusted(lab) -> dict[str, str]:
+    return {
+        f"{host} {path}": read(lab, host, path) for path, hosts in TRUSTED.items() for host in hosts
+    }
+
+
+def shakes_hands(lab, authority: str) -> bool:
+    """Whether a client that trusts one authority alone speaks to the API server at the VIP."""
+    code = (
+        "import socket, ssl, sys\n"
+        "c = ssl.create_default_context(cadata=sys.stdin.read())\n"
+        "with socket.create_connection(('10.77.0.10', 8443), 5) as s:\n"
+        "    try: c.wrap_socket(s, server_hostname='10.77.0.10'); print('yes')\n"
+        "    except ssl.SSLCertVerificationError: print('no')\n"
+    )
+    return lab.exec("salt", ["python3", "-c", code], stdin=authority, check=True).stdout == "yes\n"
+
+
+def test_the_authorities_are_exchanged_while_both_are_trusted(lab, workload, figure):
+    before, old = trusted(lab), read(lab, "host1", f"{KUBERNETES}/pki/ca.crt")
+    ran = pods(lab)
+    assert shakes_hands(lab, old)
+    began = time.monotonic()
+    # Clients outside that trust the old one alone, until they are given both.
+    with Traffic(lab) as traffic:
+        since = traffic.flows()
+        run = Run(lab, "indigo.rotate.ca")
+        assert run.wait_for(
+            lambda it: (
+                it.has("salt", EXCHANGE)
+                and "pods"
+                in json.loads((it._roots["salt"] / EXCHANGE.lstrip("/")).read_text() or "{}")
+            )
+        ), run.end().told
+        run.kill()
+        first = traffic.stop(since)
+    noticed_nothing(first)
+    assert {text.count("BEGIN") for text in trusted(lab).values()} == {2}
+    assert status(lab)["exchange"]["ca"]["phase"] == "trusted"
+    middle = deploy(lab)
+    assert middle.code == 0, middle.told
+    assert shakes_hands(lab, old)
+    with Traffic(lab) as traffic:
+        since = traffic.flows()
+        done = orchestrate(lab, "indigo.rotate.ca")
+        assert done.code == 0, done.told
+        second = traffic.stop(since)
+    figure(f"authorities, killed once, with a deploy in between: {time.monotonic() - began:.0f} s")
+    figure(f"until all trust both: {first}; then: {second}")
+    noticed_nothing(second)
+
+    after = trusted(lab)
+    assert {text.count("BEGIN") for text in after.values()} == {1}
+    assert not [where for where, text in after.items() if text == before[where]]
+    assert not shakes_hands(lab, old)
+    assert shakes_hands(lab, read(lab, "host1", f"{KUBERNETES}/pki/ca.crt"))
+    assert not pods(lab) & ran
+    assert lab.exec("salt", ["sh", "-c", "ls -d /etc/indigo/ca/exchange* /etc/indigo/ca/*/exchange"]
+                    ).stdout == ""  # fmt: skip
+    # kubelets are reached with certificates of the new one, by API servers that trust it alone.
+    (name, *_) = pods(lab)
+    assert lab.kubectl("logs", name, timeout=60).returncode == 0
     nothing_left_to_do(lab)

@@ -374,6 +374,7 @@ ORCHESTRATIONS = (
     "deploy",
     "recover",
     "restore",
+    "rotate.ca",
     "rotate.certificates",
     "rotate.encryption",
     "rotate.serviceaccount",

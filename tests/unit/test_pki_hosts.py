@@ -11,6 +11,8 @@ import grp
 import os
 import pwd
 import stat
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -441,33 +443,114 @@ def test_old_and_new_authority_in_one_file(issued):
     assert issued.run()["changes"] == {}
 
 
-def test_an_authority_is_exchanged_while_all_trust_both(issued):
-    """The three steps of docs/operations/certificates.md."""
-    held, trust = issued.held[1], issued.authorities[1]["path"]
-    pair = {kind: Path(held[kind]) for kind in ("key", "certificate")}
-    old = {kind: path.read_text() for kind, path in pair.items()}
-    for path in pair.values():
-        path.unlink()
-    issued.establish()
-    new = {kind: path.read_text() for kind, path in pair.items()}
-    signers = {
-        name: x509.load_pem_x509_certificate(text.encode())
-        for name, text in (("old", old["certificate"]), ("new", new["certificate"]))
+@pytest.fixture
+def later(issued, monkeypatch):
+    """The CA host's and the host's own part of an exchange, a minute after all was issued."""
+    issued.pki.__pillar__ = {
+        "indigo": {"pki": {**issued.pillar["indigo"]["pki"], "held": issued.held}}
     }
+    now = issued.pki._now() + datetime.timedelta(minutes=1)
+    monkeypatch.setattr(issued.pki, "_now", lambda: now)
+    return issued
 
-    for key, bundle, signer in (
-        (old["key"], old["certificate"] + new["certificate"], "old"),
-        (new["key"], new["certificate"] + old["certificate"], "new"),
-        (new["key"], new["certificate"], "new"),
-    ):
-        pair["key"].write_text(key)
-        pair["certificate"].write_text(bundle)
-        assert issued.establish()["changes"] == {}
-        assert issued.run()["changes"] == {}  # nothing breaks by itself in between
-        issued.pki.renew()
-        assert Path(trust).read_text() == bundle
-        loaded(issued.client["path"]).verify_directly_issued_by(signers[signer])
-        assert issued.run()["changes"] == {}
+
+def blocks(path) -> set[str]:
+    return {it.strip() for it in Path(path).read_text().split("-----BEGIN ") if it.strip()}
+
+
+def test_an_authority_is_exchanged_while_all_trust_both(later):
+    trust, held = [row["path"] for row in later.authorities], later.held
+    old = [loaded(row["certificate"]) for row in held]
+    keys = [Path(row["key"]).read_text() for row in held]
+    leaves = [Path(row["path"]).read_text() for row in later.certificates]
+
+    def quiet():
+        """A plain deploy in between keeps the phase."""
+        assert later.establish()["changes"] == {}
+        assert later.run()["changes"] == {}
+        assert not [row for row in later.pki.status() if row["problem"]]
+
+    assert later.pki.exchanged() is None
+    said = later.pki.exchange("trusted")
+    assert said["rotation"]["phase"] == later.pki.exchanged()["phase"] == "trusted"
+    assert "PRIVATE" not in str(said)
+    quiet()
+    later.pki.trust()
+    # The old one signs; hosts know both.
+    assert [len(blocks(path)) for path in trust] == [2, 2]
+    assert [Path(row["key"]).read_text() for row in held] == keys
+    assert [Path(row["path"]).read_text() for row in later.certificates] == leaves
+    assert mode(Path(held[0]["key"]).parent / "exchange") == 0o700
+    # Once more, as a run that was killed does.
+    assert later.pki.exchange("trusted")["changes"] == {}
+
+    later.pki.exchange("used")
+    quiet()
+    assert set(later.pki.follow()) == {
+        it for row in later.certificates for it in (row["path"], row["key"])
+    }
+    assert later.pki.follow() == {}
+    assert [len(blocks(path)) for path in trust] == [2, 2]
+    new = [loaded(row["certificate"]) for row in held]
+    for one, before, authority in zip(later.certificates, old, (0, 1), strict=True):
+        assert new[authority].public_key() != before.public_key()
+        loaded(one["path"]).verify_directly_issued_by(new[authority])
+    quiet()
+
+    later.pki.exchange("dropped")
+    later.pki.trust()
+    assert [loaded(path) for path in trust] == new
+    assert [len(blocks(path)) for path in trust] == [1, 1]
+    quiet()
+    later.pki.exchange(None)
+    assert later.pki.exchanged() is None
+    assert not list((later.root / "ca").rglob("exchange*"))
+    assert later.pki.exchange(None)["changes"] == {}
+
+
+def test_two_jobs_at_once_make_one_new_authority(later, monkeypatch):
+    write = later.pki._write
+
+    def slowly(*words):
+        time.sleep(0.01)
+        write(*words)
+
+    monkeypatch.setattr(later.pki, "_write", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: later.pki.exchange("trusted"), range(4)))
+    assert [bool(one["changes"]) for one in found].count(True) == 1
+    later.pki.exchange("used")
+    assert [later.pki.held_problem(row) for row in later.held] == [None, None]
+
+
+def test_an_exchange_leaves_out_no_phase_and_survives_a_kill_at_any_write(later, monkeypatch):
+    with pytest.raises(CommandExecutionError, match="cannot be used now: the exchange is not beg"):
+        later.pki.exchange("used")
+    write = later.pki._write
+    for phase in later.pki.PHASES:
+        for allowed in range(20):
+            left = [allowed]
+
+            def killed(*words, left=left):
+                if not left[0]:
+                    raise KeyboardInterrupt
+                left[0] -= 1
+                write(*words)
+
+            monkeypatch.setattr(later.pki, "_write", killed)
+            try:
+                later.pki.exchange(phase)
+                break
+            except KeyboardInterrupt:
+                continue
+        monkeypatch.setattr(later.pki, "_write", write)
+        assert later.pki.exchanged()["phase"] == phase
+        assert later.pki.exchange(phase)["changes"] == {}
+        for row in later.held:
+            assert later.pki.held_problem(row) is None
+            assert len(blocks(row["certificate"])) == (1 if phase == "dropped" else 2)
+    with pytest.raises(CommandExecutionError, match="expected one of trusted"):
+        later.pki.exchange("done")
 
 
 def test_what_was_issued_lately_is_left_alone_and_new_keys_come_when_asked_for(issued):
