@@ -408,6 +408,7 @@ def shakes_hands(lab, authority: str) -> bool:
     return lab.exec("salt", ["python3", "-c", code], stdin=authority, check=True).stdout == "yes\n"
 
 
+@pytest.mark.slow
 def test_the_authorities_are_exchanged_while_both_are_trusted(lab, workload, figure):
     before, old = trusted(lab), read(lab, "host1", f"{KUBERNETES}/pki/ca.crt")
     ran = pods(lab)
