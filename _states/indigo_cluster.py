@@ -426,6 +426,10 @@ class _Live:
         self.jobs: dict[str, dict[str, Any]] = {}
         #: Job, id, return and time of every run of states on a host.
         self.returns: list[tuple[str, str, Any, str]] = []
+        #: Host, name, begin and end of every function of ours that a job had it run, and whether
+        #: it went well.
+        self.asked: list[tuple[str, str, str, str, bool]] = []
+        self._sent: dict[str, tuple[str, str]] = {}
         self.last: list[str] = []
 
     def line(self, text: str) -> None:
@@ -448,6 +452,22 @@ class _Live:
             data = event["data"]
             job = event["tag"].split("/")[2]
             self.returns.append((job, data["id"], data.get("return"), data.get("_stamp", "")))
+
+        self._take_function(event)
+
+    def _take_function(self, event: Mapping[str, Any]) -> None:
+        data, parts = event.get("data", {}), event.get("tag", "").split("/")
+        if len(parts) < 4 or parts[:2] != ["salt", "job"]:
+            return
+        # A job of several functions has a list of them.
+        names = data.get("fun", "")
+        name = ", ".join(names) if isinstance(names, list) else str(names)
+        if parts[3] == "new" and "indigo_" in name:
+            self._sent[parts[2]] = (name, data.get("_stamp", ""))
+        elif parts[3] == "ret" and parts[2] in self._sent:
+            name, sent = self._sent[parts[2]]
+            good = data.get("success") is not False and not data.get("retcode")
+            self.asked.append((data["id"], name, sent, data.get("_stamp", ""), good))
 
     def settle(self, jobs: Iterable[str], seconds: float = 3) -> None:
         """Wait for returns that are still on their way over the bus."""
@@ -540,6 +560,34 @@ def _watch(opts: dict[str, Any], live: _Live) -> None:
         log.exception("Live progress ended")
 
 
+def watched(name: str, title: str) -> dict[str, Any]:
+    """Tell how far a run is from now on, and how long it took before; :func:`told` sums it up.
+
+    A run that begins with :func:`preflight` needs none of it.
+
+    Args:
+        name: What the step says of itself.
+        title: What runs, such as ``indigo.restore``.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The run is watched:
+          indigo_cluster.watched:
+            - title: indigo.restore
+            - order: 1
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if __opts__["test"]:
+        return {**ret, "comment": "Nothing is watched where nothing is done"}
+    _show_progress()
+    if _RUN:
+        _RUN[0].step = title
+        _RUN[0].expected = __salt__["indigo_model.estimate"](title)
+    return ret
+
+
 def told(name: str, title: str) -> dict[str, Any]:
     """Sum the run up when it ends, whatever became of it: in lines, and as a picture of its time.
 
@@ -569,9 +617,10 @@ def told(name: str, title: str) -> dict[str, Any]:
         live.settle(str(one["__jid__"]) for one in running.values() if one.get("__jid__"))
     now = time.time()
     returns = list(live.returns) if live else []
+    asked = list(live.asked) if live else []
     zone = float(time.localtime(now).tm_gmtoff)
     try:
-        found = __salt__["indigo_model.told"](running, returns, title, now, zone, True)
+        found = __salt__["indigo_model.told"](running, returns, title, now, zone, True, asked)
     except Exception as err:
         # To tell of it is a courtesy: a run that succeeded must not fail for it.
         log.exception("The run could not be summed up")

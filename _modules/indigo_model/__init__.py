@@ -21,6 +21,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +273,18 @@ def tokens_plan() -> dict[str, Any]:
 
 
 def told(
-    running: dict[str, Any], returns: list[Any], title: str, now: float, zone: float, note: bool
+    running: dict[str, Any],
+    returns: list[Any],
+    title: str,
+    now: float,
+    zone: float,
+    note: bool,
+    asked: Sequence[Any] = (),
 ) -> dict[str, Any]:
     """A run of an orchestration in lines, and as a page; see :mod:`timeline`.
 
     Args:
-        running, returns, now, zone: See :func:`timeline.gathered`.
+        running, returns, now, zone, asked: See :func:`timeline.gathered`.
         title: What ran, such as ``indigo.deploy``.
         note: Keep the page, and how long it took, below the Salt master's cache.
 
@@ -286,7 +293,7 @@ def told(
     """
     from . import timeline
 
-    run = timeline.gathered(running, returns, now, zone)
+    run = timeline.gathered(running, returns, now, zone, asked)
     picture = None
     if note:
         folder = _runs()
@@ -295,7 +302,11 @@ def told(
         picture = folder / f"{stamp}-{title.split()[0]}.html"
         picture.write_text(timeline.page(run, title))
         good = not timeline.failures(run)
-        record = {"hosts": len(run["hosts"]), "seconds": run["seconds"], "good": good}
+        record = {
+            "hosts": len(run["hosts"] or run["asked"]),
+            "seconds": run["seconds"],
+            "good": good,
+        }
         picture.with_suffix(".json").write_text(json.dumps(record))
         for old in sorted(folder.glob("*.html"))[:-RUNS]:
             old.unlink(missing_ok=True)
@@ -306,8 +317,8 @@ def told(
     }
 
 
-def estimate(title: str, hosts: int) -> float | None:
-    """Seconds that a run on so many hosts may take, from those before; None when there are none."""
+def estimate(title: str, hosts: int | None = None) -> float | None:
+    """Seconds that a run on so many hosts (None: on any) may take, from those before, if any."""
     from . import timeline
 
     runs = []

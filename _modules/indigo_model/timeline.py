@@ -27,7 +27,7 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.15em 1em .15em 0;v
 td.n,th.n{text-align:right}pre{white-space:pre-wrap;background:#f6f8fa;padding:.8em}
 svg text{font:12px system-ui,sans-serif;fill:#1b1f24}
 .same{fill:#c9d1d9}.changed{fill:#2f6fab;stroke:#fff;stroke-width:.6}
-.failed{fill:#c62828}.step{fill:#e8eef5;stroke:#9fb3c8}.grid{stroke:#e4e7eb}.bad{color:#c62828}
+.failed{fill:#c62828}.asked{fill:#fff;stroke:#57606a}.step{fill:#e8eef5;stroke:#9fb3c8}.grid{stroke:#e4e7eb}.bad{color:#c62828}
 """
 
 
@@ -36,6 +36,7 @@ def gathered(
     returns: Iterable[tuple[str, str, Any, str]],
     now: float,
     zone: float = 0.0,
+    asked: Iterable[tuple[str, str, str, str, bool]] = (),
 ) -> dict[str, Any]:
     """One run from what Salt keeps of it.
 
@@ -46,11 +47,14 @@ def gathered(
             master got it, as events have it (``2026-01-02T03:04:05.6``, UTC).
         now: The end of the run, in seconds since 1970.
         zone: What the Salt master's time of day is ahead of UTC, in seconds.
+        asked: Functions of this project that hosts ran: id, name, when the Salt master sent the
+            job and when it got the answer (as in ``returns``), and whether it is a good one.
 
     Returns:
-        ``started`` and ``seconds``; ``steps`` (name, begin, seconds, result, comment) and ``hosts``
+        ``started`` and ``seconds``; ``steps`` (name, begin, seconds, result, comment), ``hosts``
         (id to states with name, sls, begin, seconds, result, changed, comment, or to the text that
-        came instead of states). Begins are seconds since the start of the run.
+        came instead of states) and ``asked`` (id to functions with name, begin, seconds, result).
+        Begins are seconds since the start of the run.
     """
     steps: list[dict[str, Any]] = []
     for tag, one in sorted(running.items(), key=lambda item: item[1].get("__run_num__", 0)):
@@ -82,7 +86,19 @@ def gathered(
     for states in hosts.values():
         for state in states if isinstance(states, list) else ():
             state["begin"] = round(state["begin"] - started, 3)
-    return {"started": started, "seconds": now - started, "steps": steps, "hosts": hosts}
+    functions: dict[str, list[dict[str, Any]]] = {}
+    for id_, name, sent, got, good in asked:
+        begin, end = _epoch(sent), _epoch(got)
+        if end >= started:
+            one = {"name": name, "begin": round(begin - started, 3), "seconds": end - begin}
+            functions.setdefault(id_, []).append({**one, "result": good})
+    return {
+        "started": started,
+        "seconds": now - started,
+        "steps": steps,
+        "hosts": hosts,
+        "asked": functions,
+    }
 
 
 def _states(answer: Mapping[str, Any], ended: float) -> list[dict[str, Any]]:
@@ -210,15 +226,23 @@ def lines(run: Mapping[str, Any], title: str, picture: str | None = None) -> lis
     return told + [f"FAILED {problem}" for problem in failed]
 
 
-def estimate(runs: Iterable[Mapping[str, Any]], hosts: int) -> float | None:
+def estimate(runs: Iterable[Mapping[str, Any]], hosts: int | None) -> float | None:
     """Seconds that a run on so many hosts may take: the median of the last five that succeeded.
+
+    Args:
+        runs: ``hosts``, ``seconds`` and ``good`` of each, the oldest first.
+        hosts: None takes runs on any number of them.
 
     >>> estimate([{"hosts": 3, "seconds": s, "good": True} for s in (9, 50, 10)], 3)
     10
     >>> estimate([], 3) is None
     True
     """
-    took = [run["seconds"] for run in runs if run.get("good") and run.get("hosts") == hosts][-5:]
+    took = [
+        run["seconds"]
+        for run in runs
+        if run.get("good") and (hosts is None or run.get("hosts") == hosts)
+    ][-5:]
     return sorted(took)[len(took) // 2] if took else None
 
 
@@ -239,8 +263,8 @@ def page(run: Mapping[str, Any], title: str) -> str:
         f"</title><style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>",
         f"<p>{when}, {run['seconds']:.1f} s. {html.escape(lines(run, title)[0])}.</p>",
         _svg(run),
-        "<p>Blue changed something, grey found it as it should be, red failed. Point at a bar for "
-        "its name.</p>",
+        "<p>Blue changed something, grey found it as it should be, red failed; hollow is a "
+        "question to the host. Point at a bar for its name.</p>",
         '<h2>Slowest states</h2><table><tr><th class="n">took</th><th>host</th><th>state</th>'
         f"<th>SLS</th></tr>{rows}</table>",
     ]
@@ -252,7 +276,7 @@ def page(run: Mapping[str, Any], title: str) -> str:
 
 def _svg(run: Mapping[str, Any]) -> str:
     seconds = max(run["seconds"], 0.001)
-    hosts = list(run["hosts"].items())
+    hosts = {**dict.fromkeys(run["asked"], ()), **run["hosts"]}
     height = _TOP + _ROW * (len(run["steps"]) + len(hosts)) + 10
 
     def x(at: float) -> float:
@@ -279,10 +303,13 @@ def _svg(run: Mapping[str, Any]) -> str:
         parts.append(bar)
         parts.append(f'<text x="{at}" y="{y + 13}" text-anchor="{anchor}">{label}</text>')
         y += _ROW
-    for id_, states in hosts:
+    for id_, states in hosts.items():
         parts.append(
             f'<text x="{_LEFT - 8}" y="{y + 13}" text-anchor="end">{html.escape(id_)}</text>'
         )
+        for one in run["asked"].get(id_, ()):
+            kind = "asked" if one["result"] else "failed"
+            parts.append(_bar(x, y, one, kind, f"{one['name']}: {one['seconds']:.1f} s"))
         if isinstance(states, str):
             parts.append(f'<text x="{_LEFT}" y="{y + 13}">{html.escape(states[:120])}</text>')
         else:

@@ -3,6 +3,11 @@
 #   salt-run state.orchestrate indigo.restore pillar='{"confirm": "CLUSTER_NAME"}'
 # "backup": another set than the newest; "key": the operator's private key, a file on the Salt
 # master, where all who had the cluster's keys are lost. docs/operations/restore.md
+The run is watched:
+  indigo_cluster.watched:
+    - title: indigo.restore
+    - order: 1
+
 {% set steps = [
   ('The backup is chosen and its price is known', 'chosen'),
   ('Lost keys come back', 'keys'),
@@ -26,3 +31,9 @@
       - indigo_restore: {{ loop.previtem[0] }}
 {%- endif %}
 {% endfor %}
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.restore
+    - order: last

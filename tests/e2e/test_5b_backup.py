@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import subprocess
 import threading
 import time
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import deploy, kubectl, parsed, ready_nodes, until, well
+from cluster import deploy, kubectl, orchestrate, ready_nodes, until, well
 from indigo_lab import engine
 
 PROFILE = "compact"
@@ -38,14 +39,6 @@ def run_json(lab, *arguments: str, timeout: float = 300) -> Any:
 def minion_json(lab, target: str, function: str, *arguments: str) -> dict[str, Any]:
     done = lab.salt(target, function, *arguments, "--out", "json", "--static", timeout=300)
     return json.loads(done.stdout)
-
-
-def orchestrate(lab, name: str, **pillar: str):
-    """An orchestration with pillar, to its end."""
-    started = time.monotonic()
-    given = [f"pillar={json.dumps(pillar)}"] if pillar else []
-    done = lab.salt_run("state.orchestrate", name, *given, "--out", "json", timeout=900)
-    return parsed(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
 def sets(lab) -> list[dict[str, Any]]:
@@ -362,6 +355,13 @@ def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure)
     well(lab)
     holds_what_the_backup_held(lab, written)
     assert not stored(lab) & too_late
+    # What each host did meanwhile is drawn.
+    assert "indigo.restore: done after" in done.progress
+    (drawn,) = re.findall(r"^timeline: (\S+)$", done.progress, re.M)
+    page = lab.exec("salt", ["cat", drawn], check=True).stdout
+    for host in HOSTS:
+        assert f">{host}</text>" in page
+    assert "indigo_restore." in page
     # Everyone who restored it has it, until somebody removes it; it is none that later tests want.
     for host in HOSTS:
         lab.exec(host, ["rm", "-rf", "/root/mine.db", f"{FOLDER}/{adopted['name']}"], check=True)

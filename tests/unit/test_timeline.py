@@ -150,6 +150,35 @@ def test_the_picture_has_a_bar_for_each_step_and_where_hosts_were_busy(run) -> N
     assert {"node1", "node2"} <= {one.text for one in svg.findall(f"{SVG}text")}
 
 
+def test_functions_that_hosts_ran_are_drawn_beside_their_states() -> None:
+    asked = [
+        ("node1", "indigo_preflight.facts", "2026-01-02T03:04:00.5", "2026-01-02T03:04:01.5", True),
+        ("etcd1", "indigo_restore.stop", "2026-01-02T03:04:02", "2026-01-02T03:04:05", False),
+        ("etcd1", "of a run before", "2026-01-02T03:02:02", "2026-01-02T03:03:05", True),
+    ]
+    run = timeline.gathered(RUNNING, RETURNS, NOW, asked=asked)
+    assert run["asked"]["node1"] == [
+        {"name": "indigo_preflight.facts", "begin": 0.5, "seconds": 1.0, "result": True}
+    ]
+    assert len(run["asked"]["etcd1"]) == 1
+    text = timeline.page(run, "indigo.restore")
+    drawn = ElementTree.fromstring(re.search(r"<svg.*</svg>", text, re.S)[0])
+    kinds = {bar.find(f"{SVG}title").text: bar.get("class") for bar in drawn.findall(f"{SVG}rect")}
+    assert kinds["indigo_preflight.facts: 1.0 s"] == "asked"
+    assert kinds["indigo_restore.stop: 3.0 s"] == "failed"
+    assert {"node1", "etcd1"} <= {one.text for one in drawn.findall(f"{SVG}text")}
+
+
+def test_functions_of_ours_are_kept_and_others_are_not() -> None:
+    live = cluster._Live(io.StringIO())
+    for job, fun in (("1", "indigo_restore.stop"), ("2", "test.ping")):
+        live.take(event(f"salt/job/{job}/new", fun=fun, _stamp="a", minions=["x"]))
+        live.take(event(f"salt/job/{job}/ret/x", fun=fun, _stamp="b", id="x", retcode=0))
+    # Nobody's job: what a schedule returns.
+    live.take(event("salt/job/3/ret/x", fun="indigo_backup.look", _stamp="b", id="x"))
+    assert live.asked == [("x", "indigo_restore.stop", "a", "b", True)]
+
+
 def test_a_hundred_hosts_make_a_page_of_bearable_size() -> None:
     states = {str(n): state(n, f"03:04:{n // 10:02}.{n % 10}00000", 90) for n in range(400)}
     many = [("7", f"node{n}", states, "2026-01-02T03:04:50.000000") for n in range(100)]

@@ -38,3 +38,9 @@ The exchange is over:
   indigo_rotate.authorities_finished:
     - require:
       - indigo_rotate: No host trusts the old authorities
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.rotate.ca
+    - order: last

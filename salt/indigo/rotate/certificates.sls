@@ -15,3 +15,9 @@ The cluster is whole:
   indigo_cluster.whole:
     - require:
       - indigo_rotate: Every host has new keys and certificates
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.rotate.certificates
+    - order: last

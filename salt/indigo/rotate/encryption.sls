@@ -42,3 +42,9 @@ The exchange is over:
     - what: encryption
     - require:
       - indigo_rotate: No API server knows the old key
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.rotate.encryption
+    - order: last

@@ -43,3 +43,9 @@ The exchange is over:
     - what: serviceaccount
     - require:
       - indigo_rotate: No API server takes tokens of the old key
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.rotate.serviceaccount
+    - order: last

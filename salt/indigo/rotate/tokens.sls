@@ -37,3 +37,9 @@ The exchange is over:
     - what: tokens
     - require:
       - indigo_rotate: No API server takes an old token
+
+# Without a requisite on purpose: it tells of a run that failed, too.
+What happened is told:
+  indigo_cluster.told:
+    - title: indigo.rotate.tokens
+    - order: last
