@@ -553,6 +553,29 @@ def test_an_exchange_leaves_out_no_phase_and_survives_a_kill_at_any_write(later,
         later.pki.exchange("done")
 
 
+def test_the_end_of_an_exchange_survives_a_kill(later, monkeypatch):
+    for phase in later.pki.PHASES:
+        later.pki.exchange(phase)
+    # Killed after the first of the authorities.
+    gone = later.pki.shutil.rmtree
+
+    def killed(folder):
+        gone(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(later.pki.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        later.pki.exchange(None)
+    monkeypatch.setattr(later.pki.shutil, "rmtree", gone)
+    # What the orchestration does when it is run again.
+    assert later.pki.exchanged()["phase"] == "dropped"
+    assert later.pki.exchange("dropped")["changes"] == {}
+    later.pki.exchange(None)
+    assert later.pki.exchanged() is None
+    assert not list((later.root / "ca").rglob("exchange*"))
+    assert not [row for row in later.pki.status() if row["problem"] and "held" in row["name"]]
+
+
 def test_what_was_issued_lately_is_left_alone_and_new_keys_come_when_asked_for(issued):
     key = Path(issued.client["key"]).read_text()
     assert issued.pki.renew(new_keys=True, older_than=60) == {}
