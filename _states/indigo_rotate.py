@@ -322,7 +322,7 @@ def renewed(name: str, older_than: float = 60) -> dict[str, Any]:
 
 
 def authorities_ready(name: str) -> dict[str, Any]:
-    """The CA host says how far an exchange of its authorities is; every host answers.
+    """The CA host says how far an exchange of its authorities is.
 
     Args:
         name: What the step says of itself.

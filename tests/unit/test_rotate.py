@@ -396,6 +396,27 @@ def test_workloads_restart_and_pods_that_nothing_replaces_are_named(accounts):
     assert ROTATE.renew_pods(since)["restarted"] == []
 
 
+def test_pods_are_told_of_both_authorities_before_any_is_restarted(accounts, monkeypatch, tmp_path):
+    pem = "-----BEGIN {0}-----\n{0}\n-----END {0}-----\n"
+    both = pem.format("old") + pem.format("new")
+    (tmp_path / "ca.crt").write_text(both)
+    monkeypatch.setattr(ROTATE, "_view", lambda: {"id": "m1", "paths": {"pki": str(tmp_path)}})
+    api = accounts
+    for one in api.all("/x/secrets"):
+        one["data"]["ca.crt"] = base64.b64encode(both.encode()).decode()
+    api.add("/api/v1/namespaces/d/configmaps/kube-root-ca.crt", {"data": {"ca.crt": both}})
+    assert ROTATE.published(timeout=0) == 3
+    # One ConfigMap that holds the old one alone is enough, and so is one Secret.
+    api.add("/api/v1/namespaces/e/configmaps/kube-root-ca.crt",
+            {"data": {"ca.crt": pem.format("old")}})  # fmt: skip
+    with pytest.raises(CommandExecutionError, match=r"1 objects .* m1 trusts, for example e/kube-"):
+        ROTATE.published(timeout=0)
+    del api.objects["/api/v1/namespaces/e/configmaps/kube-root-ca.crt"]
+    del api.objects["/api/v1/namespaces/d/secrets/person"]["data"]["ca.crt"]
+    with pytest.raises(CommandExecutionError, match=r"1 objects .* for example d/person"):
+        ROTATE.published(timeout=0)
+
+
 # The steps ----------------------------------------------------------------------------------------
 
 
@@ -419,3 +440,89 @@ def test_in_test_mode_no_step_asks_anybody():
         STATES.finished("x", "tokens"),
     ):
         assert (ret["result"], ret["changes"]) == (None, {})
+
+
+class Hosts:
+    """Minions that are asked, in memory: the CA host notes the phase, ``silent`` say nothing."""
+
+    def __init__(self) -> None:
+        self.phase: dict = {}
+        self.asked: list[tuple[str, str]] = []
+        self.silent: set[str] = set()
+        self.left: list[str] = []
+
+    def __call__(self, hosts, function, arg=(), kwarg=None):
+        words = kwarg or {}
+        self.asked.append((function, str(words.get("phase", ""))))
+        answers: dict[str, object] = {
+            "indigo_pki.trust": {}, "indigo_pki.follow": {}, "indigo_rotate.published": 3,
+            "indigo_rotate.renew_pods":
+                {"restarted": ["web"], "left": self.left, "waiting": []},
+        }  # fmt: skip
+        if function == "indigo_pki.exchange":
+            self.phase = {"phase": words["phase"], **({"pods": words["pods"]} if "pods" in words
+                                                      else {})}  # fmt: skip
+            answers[function] = {"rotation": self.phase, "changes": {}}
+        return {one: answers[function] for one in hosts if one not in self.silent}
+
+
+@pytest.fixture
+def hosts():
+    asked, applied = Hosts(), []
+    plan = {"hosts": {"c": {}, "m": {}, "n": {}}, "roles": {"master": ["m"], "ca": ["c"]}}
+
+    def apply(name, tgt, tgt_type, sls, queue):
+        applied.append((sls, list(tgt)))
+        return {"name": name, "result": True, "changes": {}, "comment": ""}
+
+    STATES.__opts__ = {"test": False}
+    STATES.__salt__ = {"indigo_ask.minions": asked}
+    STATES.__states__ = {"salt.state": apply}
+    STATES.__context__ = {STATES.RUN: {"plan": plan, "rotation": None, "ca": "c"}}
+    asked.applied = applied
+    return asked
+
+
+def test_no_host_restarts_before_every_host_has_both_authorities(hosts):
+    hosts.silent = {"n"}
+    ret = STATES.authorities_reached("x", "trusted")
+    assert ret["result"] is False
+    assert "n: no answer" in ret["comment"]
+    assert "run salt-run state.orchestrate indigo.rotate.ca again" in ret["comment"]
+    assert hosts.applied == []
+    # Run again: the same phase is done once more, for all.
+    hosts.silent = set()
+    assert STATES.authorities_reached("x", "trusted")["result"] is True
+    assert hosts.applied == [("indigo.host", ["c", "m", "n"])]
+
+
+def test_pods_that_were_made_before_both_were_published_stop_the_exchange(hosts):
+    run = STATES.__context__[STATES.RUN]
+    STATES.authorities_reached("x", "trusted")
+    hosts.left = ["d/alone"]
+    ret = STATES.pods_trust("x")
+    assert ret["result"] is False
+    assert "d/alone" in ret["comment"]
+    functions = [function for function, _ in hosts.asked]
+    assert functions.index("indigo_rotate.published") < functions.index("indigo_rotate.renew_pods")
+    # The time is noted once: a run that goes on does not restart again what is new already.
+    since = run["rotation"]["pods"]
+    hosts.asked.clear()
+    assert STATES.pods_trust("x", pods="leave")["result"] is True
+    assert [function for function, _ in hosts.asked] == ["indigo_rotate.renew_pods"]
+    assert run["rotation"]["pods"] == since
+
+
+def test_certificates_change_in_the_second_phase_alone(hosts):
+    for phase in STATES.PHASES:
+        assert STATES.authorities_reached("x", phase)["result"] is True
+    assert hosts.asked == [
+        ("indigo_pki.exchange", "trusted"), ("indigo_pki.trust", ""),
+        ("indigo_pki.exchange", "used"), ("indigo_pki.follow", ""),
+        ("indigo_pki.exchange", "dropped"), ("indigo_pki.trust", ""),
+    ]  # fmt: skip
+    # A run after one that was killed in the last phase does that one alone again.
+    hosts.asked.clear()
+    for phase in STATES.PHASES:
+        STATES.authorities_reached("x", phase)
+    assert hosts.asked == [("indigo_pki.exchange", "dropped"), ("indigo_pki.trust", "")]
