@@ -17,6 +17,7 @@ import re
 import secrets
 import shutil
 import socket
+import ssl
 import struct
 import subprocess
 import tarfile
@@ -831,6 +832,62 @@ def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
     return list(result.get("series", []))
 
 
+def _gates(settings: Mapping[str, Any]) -> str:
+    """Through the virtual address the controllers route by name, in plain and over TLS."""
+    items = _endpoints(INGRESS, "traefik", "health")
+    if len(items) < len(settings["gates"]):
+        names = ", ".join(settings["gates"])
+        return f"{len(items)} controllers are ready; expected one on each of {names}"
+    vip = settings["vip"]
+    for port, tls in ((settings["http"], False), (settings["https"], True)):
+        where = f"{vip}:{port}"
+        try:
+            status, said = _asked_by_name(settings, port, tls)
+        except (OSError, http.client.HTTPException) as err:
+            return f"{where} does not answer: {err}"
+        if status != 200:
+            return f"{where} answers {status} for {settings['check']['name']}: {said[:100]}"
+    for one in settings["tcp"]:
+        if problem := _refused(vip, one["port"]):
+            return f"{vip}:{one['port']} {problem}: node port {one['node_port']} has no ready pod"
+    return ""
+
+
+#: Namespace of the add-on `ingress`.
+INGRESS = "ingress"
+
+
+def _asked_by_name(settings: Mapping[str, Any], port: int, tls: bool) -> tuple[int, str]:
+    """Status and text of what the virtual address answers for the name that is there to check."""
+    check, vip = settings["check"], settings["vip"]
+    with socket.create_connection((vip, port), timeout=3) as plain:
+        link = http.client.HTTPConnection(vip, port)
+        if tls:
+            context = ssl.create_default_context(cafile=settings["authority"])
+            if not settings["authority"]:
+                # One of the site's: who signed it, and for which names, is between it and clients.
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            link.sock = context.wrap_socket(plain, server_hostname=vip)
+        else:
+            link.sock = plain
+        with link.sock:
+            link.request("GET", check["path"], headers={"Host": check["name"]})
+            answer = link.getresponse()
+            return answer.status, answer.read(1000).decode(errors="replace").strip()
+
+
+def _refused(address: str, port: int) -> str:
+    """Why nobody is behind a port, or empty: haproxy then takes a connection and ends it at once."""
+    try:
+        with socket.create_connection((address, port), timeout=3) as link:
+            link.settimeout(0.3)
+            return "" if link.recv(1) else "ends each connection at once"
+    except TimeoutError:
+        return ""
+    except OSError as err:
+        return f"does not answer: {err}"
+
+
 def _serves(settings: Mapping[str, Any]) -> str:
     """Each pod behind the service that the user named gives the answer that the user named."""
     check = settings["check"]
@@ -858,4 +915,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "metrics-server": _usage,
     "prometheus": _metrics,
     "influxdb": _long_term,
+    INGRESS: _gates,
 }

@@ -8,13 +8,14 @@ Source: kubernetes.io "Server-Side Apply"; it is on by itself since 1.16.
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +36,8 @@ KINDS: Mapping[str, tuple[str, bool]] = {
     "Namespace": ("namespaces", False),
     "ServiceAccount": ("serviceaccounts", True),
     "ConfigMap": ("configmaps", True),
+    "Secret": ("secrets", True),
+    "Node": ("nodes", False),
 }
 
 
@@ -102,6 +105,7 @@ def _ask(
     authority: str,
     token_file: str,
     body: Mapping[str, Any] | None = None,
+    content: str = "application/apply-patch+yaml",
 ) -> dict[str, Any] | None:
     """One request with a bearer token over verified TLS, again where that helps; None for 404."""
     headers = {"Accept": "application/json"}
@@ -117,7 +121,7 @@ def _ask(
     data = None
     if body is not None:
         data = json.dumps(body).encode()
-        headers["Content-Type"] = "application/apply-patch+yaml"
+        headers["Content-Type"] = content
     request = urllib.request.Request(url, data, headers, method=method)  # noqa: S310
     for left in reversed(range(_TRIES)):
         try:
@@ -166,3 +170,112 @@ def apply(manifest: Mapping[str, Any], server: str, authority: str, token_file: 
     """
     url = f"{server}{path(manifest)}?fieldManager={MANAGER}&force=true"
     _ask("PATCH", url, authority, token_file, manifest)
+
+
+def tls_secret(name: str, certificate: str, key: str) -> dict[str, Any]:
+    """The Secret that holds a certificate and its key, from their files.
+
+    Args:
+        name: ``namespace/name``.
+        certificate: Path of the certificate, PEM.
+        key: Path of its key, PEM.
+
+    Returns:
+        A manifest of type ``kubernetes.io/tls``, which holds the key: for :func:`apply` alone.
+
+    Raises:
+        CommandExecutionError: A file cannot be read.
+    """
+    namespace, _, short = name.partition("/")
+    try:
+        data = {
+            field: base64.b64encode(Path(path_).read_bytes()).decode()
+            for field, path_ in (("tls.crt", certificate), ("tls.key", key))
+        }
+    except OSError as error:
+        raise CommandExecutionError(
+            f"Secret {name} cannot be made: {error}; state.apply common.certificates issues it"
+        ) from error
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {"name": short, "namespace": namespace},
+        "data": data,
+    }
+
+
+def labels_to_change(
+    live: Mapping[str, str], wanted: Mapping[str, str], ours: Iterable[str]
+) -> dict[str, str | None]:
+    """Labels that an object must get or, with None, lose.
+
+    Args:
+        live: What it has.
+        wanted: What it is to have, beside others'.
+        ours: Names of those that we gave it before.
+
+    Example:
+        >>> labels_to_change({"a": "1", "b": "2", "c": "3"}, {"a": "0"}, ["a", "b", "d"])
+        {'a': '0', 'b': None}
+    """
+    found: dict[str, str | None] = {
+        name: value for name, value in wanted.items() if live.get(name) != value
+    }
+    return found | {name: None for name in ours if name in live and name not in wanted}
+
+
+def _node(name: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}}
+
+
+def labels(
+    name: str, server: str, authority: str, token_file: str, timeout: float = 60
+) -> dict[str, str]:
+    """Labels of a node; its kubelet may be about to register it.
+
+    Args:
+        name: Of the Node object.
+        server: As of :func:`difference`, like the next two.
+        authority: See there.
+        token_file: See there.
+        timeout: Seconds to wait for the node, and for the API.
+
+    Raises:
+        CommandExecutionError: There is no such node, or no API.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            live = _ask("GET", server + path(_node(name)), authority, token_file)
+            if live is not None:
+                return dict(live["metadata"].get("labels") or {})
+            problem = "the API knows no such node: see journalctl -u kubelet there"
+        except CommandExecutionError as error:
+            problem = str(error)
+        if time.monotonic() > deadline:
+            raise CommandExecutionError(f"node {name}: {problem}")
+        time.sleep(0.5)
+
+
+def label(
+    name: str,
+    changes: Mapping[str, str | None],
+    server: str,
+    authority: str,
+    token_file: str,
+) -> None:
+    """Give a node labels and take others away, as :func:`labels_to_change` has them.
+
+    Raises:
+        CommandExecutionError: The API does not answer, or refuses.
+    """
+    body = {"metadata": {"labels": dict(changes)}}
+    _ask(
+        "PATCH",
+        server + path(_node(name)),
+        authority,
+        token_file,
+        body,
+        "application/merge-patch+json",
+    )

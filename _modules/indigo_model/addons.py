@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import images, monitoring, versions
+from . import images, ingress, monitoring, versions
 from .cluster import Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
@@ -21,6 +21,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "metrics-server": MappingProxyType({"replicas": None}),
         "prometheus": monitoring.DEFAULTS,
         "influxdb": monitoring.INFLUXDB,
+        ingress.NAME: ingress.DEFAULTS,
     }
 )
 
@@ -36,9 +37,9 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"addons": {"cluster": name, "wanted": {name: settings}, "services": {name: settings}}}``
-        on the first master, also when none is wanted, so that what was wanted before goes; ``{}``
-        elsewhere.
+        ``{"addons": {"cluster": name, "wanted": {name: settings}, "services": {name: settings},
+        "certificates": …}}`` on the first master, also when none is wanted, so that what was wanted
+        before goes; ``{}`` elsewhere. ``certificates`` are files that become Secrets, by add-on.
 
     Example:
         >>> from .cluster import Vip
@@ -56,6 +57,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
             "cluster": cluster.name,
             "wanted": wanted(cluster),
             "services": services(cluster),
+            "certificates": {ingress.NAME: ingress.secrets(cluster, host)},
         }
     }
 
@@ -123,4 +125,5 @@ _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] =
     "metrics-server": _metrics_server,
     "prometheus": monitoring.settings,
     "influxdb": monitoring.influxdb,
+    ingress.NAME: ingress.settings,
 }

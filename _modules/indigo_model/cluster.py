@@ -97,6 +97,8 @@ class Host:
     address: str
     roles: tuple[str, ...]
     interface: str | None = None
+    #: Labels of its Node object, beside Kubernetes' own.
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:
@@ -227,6 +229,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
             address=str(netaddr.IPAddress(spec["address"])),
             roles=tuple(role for role in ROLES if role in spec["roles"]),
             interface=spec.get("interface"),
+            labels=dict(spec.get("labels", {})),
         )
         for id_, spec in document["hosts"].items()
     }

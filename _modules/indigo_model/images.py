@@ -86,6 +86,24 @@ TABLE: tuple[Image, ...] = (
         "299ebda2c7e308dbef42e26ac9b8fd1d9b3bcb8a0aee80c6509aa0219c1d0290",
         "MIT",
     ),
+    Image(
+        "traefik",
+        "ingress",
+        "docker.io/library/traefik",
+        "v3.0.4",
+        "a208c74fd80a566d4ea376053bff73d31616d7af3f1465a7747b8b89ee34d97e",
+        "MIT",
+    ),
+    # From 3.1 on it needs EndpointSlices of discovery.k8s.io/v1, which came with 1.21.
+    Image(
+        "traefik",
+        "ingress",
+        "docker.io/library/traefik",
+        "v3.7.9",
+        "652929a140a32d7cafafb13c6cdfab5376cfeff800f51397b87b524501ed02a8",
+        "MIT",
+        since=21,
+    ),
 )
 
 #: Names that ``images.use`` may have.

@@ -11,6 +11,7 @@ from typing import Any
 
 import netaddr
 
+from . import ingress
 from .cluster import API_PORT, PATHS, Cluster, Host
 
 #: Name that every API server's certificate holds; haproxy checks host names, never addresses
@@ -106,11 +107,13 @@ def haproxy(cluster: Cluster) -> dict[str, Any]:
             "ca": f"{PATHS['pki']}/ca.crt",
         },
     }
+    config = _overridden(cluster, "haproxy", derived)
     return {
         "binary": "/usr/sbin/haproxy",
         "user": "haproxy",
         "alive": ALIVE,
-        "config": _overridden(cluster, "haproxy", derived),
+        "config": config,
+        "ingress": ingress.proxies(cluster, int(config["maxconn"])),
     }
 
 

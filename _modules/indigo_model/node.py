@@ -58,8 +58,8 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        On a node ``components`` (containerd, kubelet, kube-proxy) and ``images``; on nodes and
-        masters ``network``. ``{}`` elsewhere.
+        On a node ``components`` (containerd, kubelet, kube-proxy), ``labels`` and ``images``; on
+        nodes and masters ``network``. ``{}`` elsewhere.
 
     Raises:
         ValueError: An override that does not fit, or an image archive without a checksum.
@@ -81,6 +81,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
             "kubelet": kubelet(cluster, host),
             "kube-proxy": kube_proxy(cluster, host),
         }
+        result["labels"] = dict(host.labels)
         result["images"] = {"pause": pause(cluster), "archives": archives(cluster)}
     return result
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from . import ingress
 from .cluster import PATHS, Cluster, Host
 
 Names = Callable[[Cluster, Host], Iterable[str]]
@@ -44,6 +45,14 @@ SERVER = "serverAuth"
 CLIENT = "clientAuth"
 
 
+def _always(_cluster: Cluster, _host: Host) -> bool:
+    return True
+
+
+def _ingress(cluster: Cluster, _host: Host) -> tuple[str, ...]:
+    return ingress.names(cluster)
+
+
 def _nothing(_cluster: Cluster, _host: Host) -> tuple[str, ...]:
     return ()
 
@@ -72,7 +81,7 @@ def _api(cluster: Cluster, host: Host) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Certificate:
-    """One row of the table: a certificate that every host with a role has.
+    """One row of the table: a certificate that every host with a role has, where it is wanted.
 
     ``common_name`` may hold ``{name}``, the host's name. ``key`` and certificate are files of
     ``user``; ``services`` are the units that read them.
@@ -88,6 +97,7 @@ class Certificate:
     services: tuple[str, ...]
     sans: Names = _nothing
     organization: str | None = None
+    wanted: Callable[[Cluster, Host], bool] = _always
 
 
 CERTIFICATES = (
@@ -178,17 +188,34 @@ CERTIFICATES = (
         services=("kubelet",),
         sans=_own,
     ),
+    Certificate(
+        name="ingress",
+        role="master",
+        authority="kubernetes",
+        base=f"{PATHS['pki']}/{ingress.NAME}",
+        user="root",
+        common_name=ingress.NAME,
+        usages=(SERVER,),
+        # The controller is no unit: the add-on brings it there as a Secret.
+        services=(),
+        sans=_ingress,
+        wanted=ingress.holder,
+    ),
 )
 
 
-def of(host: Host) -> tuple[Certificate, ...]:
+def of(cluster: Cluster, host: Host) -> tuple[Certificate, ...]:
     """Rows of the table that a host has, by its roles.
 
     Example:
-        >>> [row.name for row in of(Host("n", "10.0.0.1", ("node",)))]
+        >>> from .cluster import Vip
+        >>> c = Cluster("x", {}, Vip("10.0.0.9", "eth0"), "10.1.0.0/16", "10.2.0.0/16")
+        >>> [row.name for row in of(c, Host("n", "10.0.0.1", ("node",)))]
         ['kubelet']
     """
-    return tuple(row for row in CERTIFICATES if row.role in host.roles)
+    return tuple(
+        row for row in CERTIFICATES if row.role in host.roles and row.wanted(cluster, host)
+    )
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
@@ -199,9 +226,10 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"pki": {"ca", "authorities", "certificates", "schedule"}}``, on the CA host also
-        ``held``. Public facts only, JSON types only. ``authorities`` and ``certificates`` are
-        empty on a host that needs none.
+        ``{"pki": {"ca", "authorities", "certificates", "gone", "schedule"}}``, on the CA host also
+        ``held``. ``gone`` are files of the host's roles that are not wanted any more. Public facts
+        only, JSON types only. ``authorities`` and ``certificates`` are empty on a host that needs
+        none.
 
     Example:
         >>> from .cluster import Vip
@@ -215,7 +243,12 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     pki: dict[str, Any] = {
         "ca": cluster.ca.id,
         "authorities": _authorities(host),
-        "certificates": [_declared(cluster, host, row) for row in of(host)],
+        "certificates": [_declared(cluster, host, row) for row in of(cluster, host)],
+        "gone": [
+            {"path": f"{row.base}.crt", "key": f"{row.base}.key"}
+            for row in CERTIFICATES
+            if row.role in host.roles and not row.wanted(cluster, host)
+        ],
         "schedule": schedule(cluster),
     }
     if "ca" in host.roles:
@@ -313,7 +346,7 @@ def signing_policies(cluster: Cluster) -> dict[str, dict[str, Any]]:
     return {
         _policy_name(host, row): _policy(cluster, host, row)
         for host in cluster.hosts.values()
-        for row in of(host)
+        for row in of(cluster, host)
     }
 
 

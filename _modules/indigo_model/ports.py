@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from . import ingress
 from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
 from .etcd import METRICS_PORT as ETCD_METRICS_PORT
@@ -53,6 +54,7 @@ class Port:
     none. ``sources`` are roles, :data:`PODS` (of that same host), :data:`HOSTS` or
     :data:`ANYONE`; none where only the host itself comes. ``setting`` is the key of the cluster
     file that moves it. ``always`` is false for what only listens while it has something to do.
+    ``hosts`` are the minion ids of those that have it, where that is not all of the role.
     """
 
     role: str
@@ -64,6 +66,7 @@ class Port:
     why: str
     setting: str = ""
     always: bool = True
+    hosts: tuple[str, ...] | None = None
 
     @property
     def open(self) -> bool:
@@ -111,6 +114,15 @@ def _lb(cluster: Cluster) -> Iterator[Port]:
     if cluster.monitored:
         port = str(HAPROXY_METRICS_PORT)
         yield Port("lb", "haproxy", "tcp", port, OWN, _PROMETHEUS, "metrics, for Prometheus")
+    wanted = ingress.given(cluster)
+    if wanted is not None:
+        where = "addons.ingress"
+        asked = [(wanted[key], "services, by their names", key) for key in ("http", "https")]
+        asked += [(one["port"], "a service", "tcp") for one in wanted["tcp"]]
+        for number, why, key in asked:
+            yield Port(
+                "lb", "haproxy", "tcp", str(number), VIRTUAL, (ANYONE,), why, f"{where}.{key}"
+            )
     yield Port("lb", "keepalived", "vrrp", "", OWN, ("lb",), "who holds the virtual address")
 
 
@@ -198,6 +210,8 @@ def _node(cluster: Cluster) -> Iterator[Port]:
             "node", "node-exporter", "tcp", port, OWN, _PROMETHEUS, why, "addons.prometheus",
             always=False,
         )  # fmt: skip
+    if ingress.given(cluster) is not None:
+        yield from _gate(cluster)
     proxy = cluster.override("kube-proxy", "config")
     for key, default, why in (
         ("metricsBindAddress", "127.0.0.1:10249", "metrics, for the host itself"),
@@ -218,6 +232,22 @@ def _node(cluster: Cluster) -> Iterator[Port]:
         why = "pods' traffic between nodes"
         yield Port("node", "flanneld", "udp", str(VXLAN_PORT), OWN, ("node",), why)
         yield Port("node", "flanneld", "tcp", "10253", LOOPBACK, (), "health, for the host itself")
+
+
+def _gate(cluster: Cluster) -> Iterator[Port]:
+    """The controller on the nodes that carry it: a pod with the host's network."""
+    where, hosts = "addons.ingress", tuple(host.id for host in ingress.gates(cluster))
+    # Its own health is also what it routes to when it is checked, from any of these nodes.
+    health = ("lb", "node", *((PODS,) if cluster.monitored else ()))
+    for port, at, sources, why in (
+        (ingress.HTTP_PORT, OWN, ("lb",), "services, from load balancers"),
+        (ingress.HTTPS_PORT, OWN, ("lb",), "services, from load balancers"),
+        (ingress.HEALTH_PORT, OWN, health, "health and metrics"),
+        (ingress.PAGE_PORT, LOOPBACK, (), "its page of routes, for the host itself"),
+    ):
+        yield Port(
+            "node", "traefik", "tcp", str(port), at, sources, why, where, always=False, hosts=hosts
+        )
 
 
 _ROWS = {"ca": lambda _: iter(()), "lb": _lb, "etcd": _etcd, "master": _master, "node": _node}
@@ -269,7 +299,13 @@ def _is(address: str, what: str) -> bool:
 
 def of_host(cluster: Cluster, host: Host) -> list[Port]:
     """Rows of all roles of a host."""
-    return [row for role in ROLES if role in host.roles for row in table(cluster, role)]
+    return [
+        row
+        for role in ROLES
+        if role in host.roles
+        for row in table(cluster, role)
+        if row.hosts is None or host.id in row.hosts
+    ]
 
 
 def address(cluster: Cluster, host: Host, row: Port) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import artifacts, etcd, images, monitoring
+from . import artifacts, etcd, images, ingress, monitoring
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -633,6 +633,44 @@ def _service_name(value: Any) -> tuple[str, str] | None:
     return ("a DNS label of at most 40 characters", "choose a shorter name")
 
 
+#: A label's name, perhaps with a domain before it, and its value (kubernetes.io "Labels").
+_LABEL_NAME = re.compile(
+    r"(?:([a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?)/)?[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?"
+)
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def _label_name(value: Any) -> tuple[str, str] | None:
+    match = _LABEL_NAME.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return ("the name of a label", "write one such as role or example.org/rack")
+    domain = match.group(1) or ""
+    for own in ("kubernetes.io", "k8s.io"):
+        # A node may not say these of itself: the API's admission plugin NodeRestriction.
+        if domain == own or domain.endswith(f".{own}"):
+            return (f"a label outside {own}, which is Kubernetes' own", "choose another domain")
+    return None
+
+
+def _label_value(value: Any) -> tuple[str, str] | None:
+    if isinstance(value, str) and _LABEL_VALUE.fullmatch(value):
+        return None
+    remedy = "shorten it" if isinstance(value, str) else "write it in quotes"
+    return ("at most 63 letters, digits and . _ -, with a letter or digit at both ends", remedy)
+
+
+def _site_name(value: Any) -> tuple[str, str] | None:
+    """A name that a site serves, or all names below one."""
+    plain = value.removeprefix("*.") if isinstance(value, str) else ""
+    labels = plain.split(".")
+    if len(plain) <= 253 and len(labels) > 1 and all(_LABEL.fullmatch(one) for one in labels):
+        return None
+    return (
+        "a DNS name of at least two parts, perhaps with *. before it",
+        'write one such as www.example.org or "*.apps.example.org"',
+    )
+
+
 def _data(value: Any) -> tuple[str, str] | None:
     """A mapping that JSON can carry to the hosts."""
     if not isinstance(value, Mapping):
@@ -792,6 +830,19 @@ KEYS: tuple[Key, ...] = (
         "`vip.interface`; on masters and nodes the one that carries `address`.",
         default="`vip.interface`; looked up on the host",
         check=_interface,
+    ),
+    Key(
+        "hosts.<id>.labels",
+        "mapping",
+        "Labels of a node in Kubernetes. `role: loadbalancer` makes it one that carries the add-on "
+        "`ingress`.",
+        default="none",
+    ),
+    Key(
+        "hosts.<id>.labels.<label>",
+        "text",
+        "Its value. A label that is no longer here is taken away; what others set stays.",
+        check=_label_name,
     ),
     Key("vip", "mapping", "The virtual address of the Kubernetes API.", required=True),
     Key(
@@ -1282,6 +1333,85 @@ KEYS: tuple[Key, ...] = (
         check=_class_name,
     ),
     Key(
+        "addons.ingress",
+        "mapping",
+        "The way in for services, from the virtual address through the load balancers to Traefik "
+        "on the nodes labelled `role: loadbalancer`; `{}` is enough. See "
+        "[ingress.md](operations/ingress.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.ingress.http",
+        "1 to 65535",
+        "Port of the virtual address for HTTP.",
+        default=str(ingress.DEFAULTS["http"]),
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "addons.ingress.https",
+        "1 to 65535",
+        "Port of the virtual address for HTTPS.",
+        default=str(ingress.DEFAULTS["https"]),
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "addons.ingress.names",
+        "list",
+        "Names in the certificate that the cluster's own authority issues for it, beside the "
+        "virtual address.",
+        default="none",
+    ),
+    Key(
+        "addons.ingress.names[]",
+        "DNS name",
+        "One of them, perhaps with `*.` before it.",
+        check=_site_name,
+    ),
+    Key(
+        "addons.ingress.certificate",
+        "Secret's name",
+        "A Secret of type `kubernetes.io/tls` in the namespace `ingress` with a certificate of the "
+        "site's, in place of that one.",
+        default="one of the cluster's own authority",
+        check=_class_name,
+    ),
+    Key(
+        "addons.ingress.tcp",
+        "list",
+        "Ports of the virtual address that lead to services' node ports.",
+        default="none",
+    ),
+    Key("addons.ingress.tcp[]", "mapping", "One such port."),
+    Key(
+        "addons.ingress.tcp[].port",
+        "1 to 65535",
+        "On the virtual address.",
+        required=True,
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "addons.ingress.tcp[].node_port",
+        "1 to 65535",
+        "`nodePort` of the service that it leads to.",
+        required=True,
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "addons.ingress.tcp[].proxy",
+        "boolean",
+        "Whether the program behind it speaks the PROXY protocol, and so learns the client's "
+        "address.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.ingress.memory",
+        "size",
+        "Memory that each controller may take.",
+        default=f"`{ingress.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
         "services",
         "mapping",
         "Workloads of your own, by name, see [services.md](operations/services.md).",
@@ -1354,6 +1484,7 @@ _VALUES: Mapping[str, Check] = {
     "artifacts.checksums.<part>.<version>.<arch>": _checksum_or_binaries,
     "overrides.<component>.flags.<flag>": _scalar,
     "images.use.<image>": _text,
+    "hosts.<id>.labels.<label>": _label_value,
 }
 
 
@@ -1885,6 +2016,74 @@ def _backup_relations(known: _Known) -> Iterator[str]:
         )
 
 
+def _label_relations(known: _Known) -> Iterator[str]:
+    nodes = known.with_role("node")
+    for id_, spec in known.hosts.items():
+        if spec.get("labels") and id_ in known.roles and id_ not in nodes:
+            yield _problem(
+                f"hosts.{id_}.labels",
+                "labels of a host without the role node",
+                "labels of nodes alone, for only these are objects of Kubernetes",
+                "add node to its roles, or delete them",
+            )
+
+
+def _ingress_relations(known: _Known) -> Iterator[str]:
+    addons = known.document.get("addons")
+    given = addons.get(ingress.NAME) if isinstance(addons, Mapping) else None
+    if not isinstance(given, Mapping):
+        return
+    key, value = ingress.LABEL
+
+    def labelled(id_: str) -> bool:
+        labels = known.hosts[id_].get("labels")
+        return isinstance(labels, Mapping) and labels.get(key) == value
+
+    if known.all_roles_known and not any(map(labelled, known.with_role("node"))):
+        yield _problem(
+            "addons.ingress",
+            f"no node with the label {key}: {value}",
+            "at least one that carries it",
+            f"add `labels: {{{key}: {value}}}` to a host with the role node",
+        )
+    yield from _ingress_ports(known, given)
+
+
+def _ingress_ports(known: _Known, given: Mapping[str, Any]) -> Iterator[str]:
+    """Whether each port of the virtual address is there once, and free on the load balancers."""
+    balancers = set(known.with_role("lb"))
+    taken = {known.at("vip.port") or VIP_PORT: "vip.port"}
+    for role, used in _TAKEN.items():
+        if balancers & set(known.with_role(role)):
+            taken |= used
+    asked = [
+        (f"addons.ingress.{key}", given.get(key, ingress.DEFAULTS[key]))
+        for key in ("http", "https")
+    ]
+    tcp = given.get("tcp")
+    for index, one in enumerate(tcp if isinstance(tcp, list) else ()):
+        if isinstance(one, Mapping):
+            asked.append((f"addons.ingress.tcp[{index}].port", one.get("port")))
+    nodes_too = balancers & set(known.with_role("node"))
+    if nodes_too:
+        own = (ingress.HTTP_PORT, ingress.HTTPS_PORT, ingress.HEALTH_PORT, ingress.PAGE_PORT)
+        taken |= dict.fromkeys(own, "the controller")
+    for path, port in asked:
+        if not _is_int(port):
+            continue
+        user = taken.get(port)
+        if user is None and nodes_too and 30000 <= port <= 32767:
+            user = "a node port"
+        if user:
+            yield _problem(
+                path,
+                f"{port}, which {user} may have on a load balancer",
+                "a port of the virtual address that nothing else uses",
+                "choose another",
+            )
+        taken.setdefault(port, path)
+
+
 _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _host_relations,
     _role_relations,
@@ -1896,6 +2095,8 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _timer_relations,
     _backup_relations,
     _certificate_relations,
+    _label_relations,
+    _ingress_relations,
 )
 
 

@@ -4,6 +4,7 @@
 {% set sources = indigo.paths.kubernetes ~ '/services' %}
 
 include:
+  - common.certificates
   - master.running
 
 The folder of add-ons exists:
@@ -40,6 +41,20 @@ The manifests of {{ name }} are in place:
       - file: The manifests of {{ name }} are in place
       - file: What hands on both sides of a comparison is in place
       - indigo_health: kube-apiserver serves
+
+{% for secret in indigo.addons.certificates.get(name, []) %}
+The certificate of {{ name }} is in the cluster:
+  indigo_object.certificate:
+    - name: {{ secret.namespace }}/{{ secret.name }}
+    - certificate: {{ secret.certificate }}
+    - key: {{ secret.key }}
+    - server: {{ indigo.components['kube-apiserver'].url }}
+    - authority: {{ indigo.paths.pki }}/ca.crt
+    - token_file: {{ indigo.paths.tokens }}/admin
+    - require:
+      - sls: common.certificates
+      - indigo_addon: {{ name }} is in the cluster
+{% endfor %}
 {% endfor %}
 
 {% for name, service in indigo.addons.services.items() %}

@@ -11,3 +11,14 @@ kubelet serves:
     - successes: 2
     - require:
       - indigo_service: kubelet runs with its configuration
+
+The node has its labels:
+  indigo_object.labelled:
+    - name: {{ indigo.name }}
+    - labels: {{ indigo.labels | tojson }}
+    - record: /var/lib/kubelet/indigo-labels.json
+    - server: {{ indigo.vip.url }}
+    - authority: {{ indigo.paths.pki }}/ca.crt
+    - token_file: {{ indigo.paths.tokens }}/kubelet
+    - require:
+      - indigo_health: kubelet serves

@@ -13,12 +13,12 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import archives, containers, debian, kubernetes
+from . import archives, containers, debian, kubernetes, wheels
 from .base import LabError, cache, digest, remove_tree, run, say, sha256, write
 from .topology import MIRROR_URL
 
 # Images of add-ons that `--images` may bring, by the end of their names.
-ADDONS = ("coredns", "metrics-server", "prometheus", "node-exporter", "influxdb")
+ADDONS = ("coredns", "metrics-server", "prometheus", "node-exporter", "influxdb", "traefik")
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
 UPSTREAM = {
@@ -307,7 +307,9 @@ def _images(docroot: Docroot, busybox: Path, given: str | None) -> None:
         ),
         "indigo.lab/web:1",
     )
-    for name, (reference, archive) in containers.built(arch).items():
+    minor = int(docroot.published.versions["kubernetes"].split(".")[1])
+    images = {**containers.built(arch), **wheels.built(arch, minor)}
+    for name, (reference, archive) in images.items():
         docroot.image(archive.stem, archive, reference)
         docroot.published.use[name] = reference
     if given is None:

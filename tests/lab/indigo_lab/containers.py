@@ -69,7 +69,7 @@ def built(arch: str) -> dict[str, tuple[str, Path]]:
         files = debian.unpack(packages[one.package], work / one.package)
         version = debian.upstream_version(packages[one.package])
         reference = f"indigo.lab/{one.name}:{version}"
-        layer = archives.tar(_members(files / one.path, one.entry, libraries))
+        layer = archives.tar(members(files / one.path, one.entry, libraries))
         archive = cache("archives", f"image-{one.name}-{version}-{arch}-{digest(layer)}.tar")
         archive.write_bytes(
             archives.docker_archive(reference, layer, arch=arch, command=[f"/{one.entry}"])
@@ -95,16 +95,17 @@ def _libraries(libc: Path) -> dict[str, archives.Source | str]:
     return found
 
 
-def _members(
+def members(
     program: Path, entry: str, libraries: dict[str, archives.Source | str]
 ) -> dict[str, archives.Source | str]:
-    members: dict[str, archives.Source | str] = {
+    """Files of an image with one program, what that loads, and an ordinary user."""
+    found: dict[str, archives.Source | str] = {
         "etc/": b"",
         "etc/passwd": b"root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobody:/:/none\n",
         "etc/group": b"root:x:0:\nnogroup:x:65534:\n",
         "etc/nsswitch.conf": b"hosts: files dns\n",
     }
-    members.update(libraries)
-    members[entry] = program
-    folders = {f"{parent}/" for path in members for parent in Path(path).parents if parent.name}
-    return {**dict.fromkeys(sorted(folders), b""), **members}
+    found.update(libraries)
+    found[entry] = program
+    folders = {f"{parent}/" for path in found for parent in Path(path).parents if parent.name}
+    return {**dict.fromkeys(sorted(folders), b""), **found}
