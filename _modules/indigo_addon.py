@@ -858,7 +858,7 @@ INGRESS = "ingress"
 
 
 def _asked_by_name(settings: Mapping[str, Any], port: int, tls: bool) -> tuple[int, str]:
-    """Status and text of what the virtual address answers for the name that is there to check."""
+    """Status and text that the virtual address answers for the name that is there to check."""
     check, vip = settings["check"], settings["vip"]
     with socket.create_connection((vip, port), timeout=3) as plain:
         link = http.client.HTTPConnection(vip, port)
@@ -877,7 +877,7 @@ def _asked_by_name(settings: Mapping[str, Any], port: int, tls: bool) -> tuple[i
 
 
 def _refused(address: str, port: int) -> str:
-    """Why nobody is behind a port, or empty: haproxy then takes a connection and ends it at once."""
+    """Why nobody is behind a port, or empty: haproxy then takes a connection and ends it."""
     try:
         with socket.create_connection((address, port), timeout=3) as link:
             link.settimeout(0.3)

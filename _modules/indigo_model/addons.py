@@ -37,9 +37,9 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"addons": {"cluster": name, "wanted": {name: settings}, "services": {name: settings},
-        "certificates": …}}`` on the first master, also when none is wanted, so that what was wanted
-        before goes; ``{}`` elsewhere. ``certificates`` are files that become Secrets, by add-on.
+        ``{"addons": {"cluster": name, "wanted": {name: settings}, "services": {name: settings}}}``
+        on the first master, also when none is wanted, so that what was wanted before goes; ``{}``
+        elsewhere.
 
     Example:
         >>> from .cluster import Vip
@@ -57,7 +57,6 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
             "cluster": cluster.name,
             "wanted": wanted(cluster),
             "services": services(cluster),
-            "certificates": {ingress.NAME: ingress.secrets(cluster, host)},
         }
     }
 

@@ -137,12 +137,15 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``label`` (of the nodes), ``gates`` (names of the nodes that must carry it), ``balancers``
-        (whose word on a client's address is taken), ``vip``, ``ports``, ``secret``, ``slices``
-        (whether the controller reads EndpointSlices), ``check`` and ``authority``: the file that
-        its certificate is checked with, or None where that is the site's business.
+        (whose word on a client's address is taken), ``vip``, ``ports``, ``secret`` (name of the
+        Secret with the certificate), ``secrets`` (those to bring there, from files of this host),
+        ``slices`` (whether the controller reads EndpointSlices), ``check`` and ``authority``: the
+        file that the certificate is checked with, or None where that is the site's business.
     """
     from .versions import minor
 
+    own, base = not wanted["certificate"], f"{PATHS['pki']}/{NAME}"
+    files = {"certificate": f"{base}.crt", "key": f"{base}.key"}
     return {
         "names": list(wanted["names"]),
         "tcp": [dict(one) for one in wanted["tcp"]],
@@ -156,24 +159,10 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
             "health": HEALTH_PORT,
             "page": PAGE_PORT,
         },
-        "secret": wanted["certificate"] or OWN_SECRET,
+        "secret": OWN_SECRET if own else wanted["certificate"],
+        "secrets": [{"namespace": NAME, "name": OWN_SECRET, **files}] if own else [],
         # Traefik does from 3.1 on, and Kubernetes has them since 1.21: see the table of images.
         "slices": minor(cluster.versions["kubernetes"]) >= 21,
         "check": {"name": CHECK_NAME, "path": CHECK_PATH},
-        "authority": None if wanted["certificate"] else f"{PATHS['pki']}/ca.crt",
+        "authority": f"{PATHS['pki']}/ca.crt" if own else None,
     }
-
-
-def secrets(cluster: Cluster, host: Host) -> list[dict[str, str]]:
-    """Certificates that this host brings into the cluster as Secrets: files, and where they go."""
-    if not holder(cluster, host):
-        return []
-    base = f"{PATHS['pki']}/{NAME}"
-    return [
-        {
-            "namespace": NAME,
-            "name": OWN_SECRET,
-            "certificate": f"{base}.crt",
-            "key": f"{base}.key",
-        }
-    ]

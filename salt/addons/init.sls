@@ -42,7 +42,7 @@ The manifests of {{ name }} are in place:
       - file: What hands on both sides of a comparison is in place
       - indigo_health: kube-apiserver serves
 
-{% for secret in indigo.addons.certificates.get(name, []) %}
+{% for secret in addon.get('secrets', []) %}
 The certificate of {{ name }} is in the cluster:
   indigo_object.certificate:
     - name: {{ secret.namespace }}/{{ secret.name }}
