@@ -622,6 +622,7 @@ def _matching(pattern: str, what: str, example: str) -> Check:
 
 _size = _matching(r"[1-9]\d{0,5}(Mi|Gi|Ti)", "a size in Mi, Gi or Ti", "4Gi")
 _span_of_time = _matching(r"[1-9]\d{0,4}[hdwy]", "a time in h, d, w or y", "15d")
+_secret_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a Secret's name", "site")
 _class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
 
 
@@ -1373,7 +1374,7 @@ KEYS: tuple[Key, ...] = (
         "A Secret of type `kubernetes.io/tls` in the namespace `ingress` with a certificate of the "
         "site's, in place of that one.",
         default="one of the cluster's own authority",
-        check=_class_name,
+        check=_secret_name,
     ),
     Key(
         "addons.ingress.tcp",

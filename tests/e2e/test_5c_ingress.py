@@ -64,7 +64,10 @@ spec:
   rules:
   - host: {NAME}
     http: &leads
-      paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: who, port: {{number: 80}}}}}}}}]
+      paths:
+      - path: /
+        pathType: Prefix
+        backend: {{service: {{name: who, port: {{number: 80}}}}}}
   - host: {OWN_NAME}
     http: *leads
 """

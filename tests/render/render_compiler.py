@@ -96,7 +96,11 @@ def document(
         "network": network,
         "firewall": firewall,
         "hosts": {
-            id_: {"address": f"10.77.0.{20 + n}", "roles": listed}
+            id_: {
+                "address": f"10.77.0.{20 + n}",
+                "roles": listed,
+                **({"labels": {"role": "loadbalancer"}} if "node" in listed else {}),
+            }
             for n, (id_, listed) in enumerate(roles.items())
         },
         "versions": pinned,
@@ -104,7 +108,13 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {"coredns": {}, "metrics-server": {}, "prometheus": {}, "influxdb": {}},
+        "addons": {
+            "coredns": {},
+            "metrics-server": {},
+            "prometheus": {},
+            "influxdb": {},
+            "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
+        },
         "services": {"wiki": {"source": "salt://addons/files"}},
     }
 

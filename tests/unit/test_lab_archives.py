@@ -9,8 +9,8 @@ import os
 import tarfile
 
 import pytest
-from indigo_model import images
-from lab.indigo_lab import archives, containers, debian, saltenv
+from indigo_model import images, versions
+from lab.indigo_lab import archives, containers, debian, saltenv, wheels
 from lab.indigo_lab.artifacts import ADDONS, Docroot
 
 
@@ -117,3 +117,10 @@ def test_the_master_config_is_the_repositorys_plus_the_labs(tmp_path):
 def test_the_lab_knows_the_images_of_the_projects_table():
     assert set(ADDONS) == set(images.NAMES)
     assert {one.name for one in containers.PROGRAMS} < set(images.NAMES)
+    assert {one.name for one in wheels.WHEELS} < set(images.NAMES)
+
+
+@pytest.mark.parametrize("minor", range(versions.FIRST_MINOR, versions.LAST_MINOR + 1))
+def test_a_wheel_has_the_release_that_the_projects_table_pins(minor):
+    for name, wheel in wheels.chosen(minor).items():
+        assert images.pinned(name, f"1.{minor}.0").tag == f"v{wheel.version}"
