@@ -212,14 +212,8 @@ def _deployed(lab):
 @pytest.mark.foundation
 def test_one_key_and_labels_bring_it(lab, figure):
     before = haproxy(lab)
-    declare(lab, SETTINGS)
-    done = deploy(lab)
-    # The port's service is not there yet, and that is told.
-    assert done.code != 0
-    told = f"{VIP}:8090 ends each connection at once: node port 30081 has no ready pod"
-    assert told in done.told, done.told
     assert lab.kubectl("apply", "-f", "-", stdin=SERVICE).returncode == 0
-    assert until(lambda: works(lab) == "", 60, 1), works(lab)
+    declare(lab, SETTINGS)
     done = deploy(lab)
     assert done.code == 0, done.told
     found = status(lab)
@@ -227,7 +221,7 @@ def test_one_key_and_labels_bring_it(lab, figure):
     assert found["exit"] == 0, found["problems"]
     # haproxy was reloaded, not restarted.
     assert haproxy(lab) == before
-    figure(f"ingress, a deploy that changes nothing: {done.seconds:.1f} s")
+    figure(f"ingress, from one key to a request that comes through: {done.seconds:.1f} s")
 
 
 def test_only_labelled_nodes_carry_it(lab):
@@ -235,6 +229,16 @@ def test_only_labelled_nodes_carry_it(lab):
     assert {node["metadata"]["name"] for node in nodes} == set(GATES)
     pods = kubectl(lab, "get", "pods", "-n", "ingress")["items"]
     assert {pod["spec"]["nodeName"] for pod in pods} == set(GATES)
+
+
+def test_a_label_alone_brings_no_controller(lab):
+    assert lab.kubectl("label", "node", "host1", "role=loadbalancer").returncode == 0
+    here = ("pods", "-n", "ingress", "--field-selector=spec.nodeName=host1")
+    came = until(lambda: kubectl(lab, "get", *here)["items"], 3)
+    assert lab.kubectl("label", "node", "host1", "role-").returncode == 0
+    assert came == []
+    wanted = kubectl(lab, "get", "daemonset", "-n", "ingress", "traefik")
+    assert wanted["status"]["desiredNumberScheduled"] == 2
 
 
 def test_services_are_found_by_their_names(lab):
@@ -297,6 +301,11 @@ def test_tls_has_the_certificate_of_our_authority_or_the_services_own(lab, tmp_p
 
 def test_a_declared_port_leads_to_a_node_port(lab):
     assert ask(lab, "whatever", port=8090)[0] == 200
+    assert lab.kubectl("scale", "deployment", "who", "--replicas=0").returncode == 0
+    told = f"{VIP}:8090 ends each connection at once: node port 30081 has no ready pod"
+    assert until(lambda: works(lab) == told, 20, 1), works(lab)
+    assert lab.kubectl("scale", "deployment", "who", "--replicas=1").returncode == 0
+    assert until(lambda: works(lab) == "", 30, 1), works(lab)
 
 
 def test_its_page_is_seen_from_its_host_alone(lab):
