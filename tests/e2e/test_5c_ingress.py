@@ -394,6 +394,7 @@ def test_a_broken_image_fails_it_alone_with_the_reason_of_kubernetes(lab):
 
 
 def test_it_goes_whole_and_a_last_run_changes_nothing(lab):
+    assert lab.kubectl("delete", "-f", "-", stdin=SERVICE, timeout=60).returncode == 0
     declare(lab, None)
     done = deploy(lab)
     assert done.code == 0, done.told

@@ -18,10 +18,14 @@ FIRST = 25
 DISKS = {name: {"storage_class": "fast"} for name in ("prometheus", "influxdb")}
 
 
-def manifests(minor: int, **wanted: Any) -> dict[str, list[dict[str, Any]]]:
+#: Of the node: with them it carries the add-on `ingress`, without them nobody does.
+GATE = {"role": "loadbalancer"}
+
+
+def manifests(minor: int, labels: Any = GATE, **wanted: Any) -> dict[str, list[dict[str, Any]]]:
     hosts = {
         "m": Host("m", "10.0.0.1", ("ca", "lb", "etcd", "master")),
-        "n": Host("n", "10.0.0.2", ("node",)),
+        "n": Host("n", "10.0.0.2", ("node",), labels=labels),
     }
     networks = ("10.96.0.0/16", "10.244.0.0/16")
     resolved = versions.resolve({"kubernetes": f"1.{minor}.0"})
@@ -39,7 +43,7 @@ def manifests(minor: int, **wanted: Any) -> dict[str, list[dict[str, Any]]]:
     return rendered
 
 
-@pytest.mark.parametrize("wanted", [{}, DISKS], ids=["plain", "disks"])
+@pytest.mark.parametrize("wanted", [{}, DISKS, {"labels": {}}], ids=["plain", "disks", "bare"])
 @pytest.mark.parametrize("minor", range(FIRST, versions.LAST_MINOR + 1))
 def test_every_manifest_is_as_the_release_wants_it(minor, wanted):
     for objects in manifests(minor, **wanted).values():
