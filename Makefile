@@ -40,7 +40,7 @@ test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 	$(PYTEST) tests/e2e
 
 test-slow: $(VENV)/ready ## indigo.setup, the rest of add-ons and of new keys: what takes minutes each
-	$(PYTEST) $(addprefix tests/e2e/test_5c_,monitoring.py rotate.py setup.py) -m "not chaos_full"
+	$(PYTEST) $(addprefix tests/e2e/test_5c_,ingress.py monitoring.py rotate.py setup.py) -m "not chaos_full"
 
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
 	$(PYTEST) tests/e2e/test_4b_chaos.py

@@ -120,7 +120,7 @@ def ask(lab, name, path="/cgi-bin/who", *, port=80, authority="", address=VIP):
     return json.loads(done.stdout) if done.returncode == 0 else [0, done.stderr, []]
 
 
-def declare(lab, settings, labelled=GATES, **images):
+def declare(lab, settings, labelled=GATES, firewall="none", **images):
     """Want it with these settings on these nodes, or, with None, not want it."""
     document = yaml.safe_load(lab.cluster_file.read_text())
     document.pop("addons", None)
@@ -131,6 +131,8 @@ def declare(lab, settings, labelled=GATES, **images):
         if settings is not None and id_ in labelled:
             host["labels"] = {"role": "loadbalancer"}
     document["images"].update(images)
+    document["firewall"] = firewall
+    document["networks"]["hosts"] = "10.77.0.0/24"
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
 
@@ -361,6 +363,21 @@ def test_an_update_of_the_controllers_fails_no_request(lab, figure):
     figure(f"ingress: update of both controllers: {len(noticed['failed'])} of {noticed['tries']} "
            f"requests failed, longest gap {noticed['gap']:.2f} s")  # fmt: skip
     assert noticed["failed"] == []
+
+
+@pytest.mark.slow
+def test_behind_the_firewall_it_works_and_only_load_balancers_come_to_controllers(lab):
+    declare(lab, SETTINGS, firewall="nftables")
+    done = deploy(lab)
+    assert done.code == 0, done.told
+    assert ask(lab, NAME)[0] == ask(lab, NAME, port=8090)[0] == 200
+    for port in (10080, 10443):
+        code, why, _ = ask(lab, NAME, port=port, address="10.77.0.33")
+        assert (code, "timed out" in why) == (0, True), why
+    declare(lab, SETTINGS)
+    done = deploy(lab)
+    assert done.code == 0, done.told
+    assert ask(lab, NAME, port=10080, address="10.77.0.33")[0] == 200
 
 
 @pytest.mark.slow
