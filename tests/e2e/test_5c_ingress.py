@@ -264,34 +264,38 @@ def test_a_service_learns_its_clients_address_and_believes_nobody_else(lab):
     assert "9.9.9.9" not in text
 
 
+def made(folder, name):
+    """A self-signed certificate for a name, and its key: text of both."""
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    make += ["-nodes", "-days", "2", "-subj", f"/CN={name}"]
+    make += ["-addext", f"subjectAltName=DNS:{name}"]
+    make += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(make, check=True, capture_output=True)
+    return certificate.read_text(), key.read_text()
+
+
+def put_secret(lab, name, namespace, certificate, key):
+    """A Secret with a certificate, as `kubectl create secret tls` makes it."""
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {"name": name, "namespace": namespace},
+        "stringData": {"tls.crt": certificate, "tls.key": key},
+    }
+    assert lab.kubectl("apply", "-f", "-", stdin=json.dumps(secret)).returncode == 0
+
+
 def test_tls_has_the_certificate_of_our_authority_or_the_services_own(lab, tmp_path):
     authority = lab.exec("host1", ["cat", "/etc/kubernetes/pki/ca.crt"], check=True).stdout
     lab.exec("salt", ["tee", "/tmp/ca.crt"], stdin=authority, check=True)
     code, _, names = ask(lab, NAME, port=443, authority="/tmp/ca.crt")
     assert (code, ["DNS", "*.example.org"] in names) == (200, True), names
 
-    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
-    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    make += [
-        "-nodes",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=own",
-        "-addext",
-        f"subjectAltName=DNS:{OWN_NAME}",
-    ]
-    make += ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(make, check=True, capture_output=True)
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "type": "kubernetes.io/tls",
-        "metadata": {"name": "own"},
-        "stringData": {"tls.crt": certificate.read_text(), "tls.key": key.read_text()},
-    }
-    assert lab.kubectl("apply", "-f", "-", stdin=json.dumps(secret)).returncode == 0
-    lab.exec("salt", ["tee", "/tmp/own.crt"], stdin=certificate.read_text(), check=True)
+    certificate, key = made(tmp_path, OWN_NAME)
+    put_secret(lab, "own", "default", certificate, key)
+    lab.exec("salt", ["tee", "/tmp/own.crt"], stdin=certificate, check=True)
     wanted = [200, [["DNS", OWN_NAME]]]
     found = until(
         lambda: (a := ask(lab, OWN_NAME, port=443, authority="/tmp/own.crt"))[::2] == wanted and a,
@@ -381,19 +385,26 @@ def test_behind_the_firewall_it_works_and_only_load_balancers_come_to_controller
 
 
 @pytest.mark.slow
-def test_a_certificate_of_the_site_takes_the_place_of_ours(lab, tmp_path):
-    secret = kubectl(lab, "get", "secret", "own")
-    copy = {key: secret[key] for key in ("apiVersion", "kind", "type", "data")}
-    copy["metadata"] = {"name": "site", "namespace": "ingress"}
-    assert lab.kubectl("apply", "-f", "-", stdin=json.dumps(copy)).returncode == 0
+def test_a_certificate_of_the_site_takes_the_place_of_ours_and_is_exchanged(lab, tmp_path):
+    def shows(name):
+        # To who asks for no name that an Ingress has a certificate for.
+        ask_for = (
+            f"echo | openssl s_client -connect {VIP}:443 2>/dev/null | openssl x509 -noout -subject"
+        )
+        return name in lab.exec("salt", ["sh", "-c", ask_for], timeout=30).stdout
+
+    put_secret(lab, "site", "ingress", *made(tmp_path, "site.example.org"))
     declare(lab, SETTINGS | {"certificate": "site"})
     done = deploy(lab)
     assert done.code == 0, done.told
-    # Under a name that no Ingress has a certificate for, it is the one that is shown.
-    show = f"echo | openssl s_client -connect {VIP}:443 2>/dev/null | openssl x509 -noout -subject"
-    shown = until(lambda: "own" in lab.exec("salt", ["sh", "-c", show], timeout=30).stdout, 30, 1)
-    assert shown, lab.exec("salt", ["sh", "-c", show], timeout=30).stdout
+    assert until(lambda: shows("site.example.org"), 30, 1)
     assert lab.exec("host1", ["ls", "/etc/kubernetes/pki/ingress.key"]).returncode != 0
+    before = kubectl(lab, "get", "pods", "-n", "ingress")["items"]
+    put_secret(lab, "site", "ingress", *made(tmp_path, "later.example.org"))
+    # From both of them.
+    assert until(lambda: all(shows("later.example.org") for _ in range(4)), 150, 2)
+    after = kubectl(lab, "get", "pods", "-n", "ingress")["items"]
+    assert {pod["metadata"]["uid"] for pod in before} == {pod["metadata"]["uid"] for pod in after}
 
 
 @pytest.mark.slow
