@@ -84,6 +84,50 @@ def request(
 
         salt master1 indigo_kube.request GET /version
     """
+    answer = _ask(method, path, body, content, server, timeout)
+    if answer["status"] >= 400:
+        return {"status": answer["status"], "body": _error(answer["text"])}
+    try:
+        return {"status": answer["status"], "body": json.loads(answer["text"])}
+    except ValueError as err:
+        raise CommandExecutionError(f"{answer['url']} does not answer: {err}") from err
+
+
+def text(path: str, server: str | None = None, timeout: float = 10) -> str:
+    """What the API says at a path that is no JSON, such as ``/metrics``.
+
+    Args:
+        path: Path and query.
+        server: Base URL; the VIP's by default.
+        timeout: Seconds.
+
+    Raises:
+        CommandExecutionError: No answer, or an error status; both are named with the URL.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_kube.text /metrics
+    """
+    answer = _ask("GET", path, None, "", server, timeout, accept="text/plain")
+    if answer["status"] >= 400:
+        raise CommandExecutionError(
+            f"{answer['url']} answered {answer['status']}: {_error(answer['text'])}"
+        )
+    return str(answer["text"].decode(errors="replace"))
+
+
+def _ask(
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None,
+    content: str,
+    server: str | None,
+    timeout: float,
+    accept: str = "application/json",
+) -> dict[str, Any]:
+    """One request as admin: ``url``, ``status`` and ``text`` (bytes; of errors the beginning)."""
     url = (server or _view()["vip"]["url"]) + path
     try:
         token = Path(_token_file()).read_text(encoding="utf-8").strip()
@@ -92,7 +136,7 @@ def request(
             f"{url} cannot be asked: {err.strerror}: {err.filename}; "
             "run salt-run state.orchestrate indigo.deploy to bring the tokens"
         ) from err
-    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+    headers = {"Authorization": f"Bearer {token}", "Accept": accept}
     data = None
     if body is not None:
         data = json.dumps(body).encode()
@@ -102,9 +146,9 @@ def request(
         context = ssl.create_default_context(cafile=_authority())
         try:
             with urllib.request.urlopen(asked, timeout=timeout, context=context) as answer:  # noqa: S310
-                return {"status": answer.status, "body": json.load(answer)}
+                return {"url": url, "status": answer.status, "text": answer.read()}
         except urllib.error.HTTPError as err:
-            return {"status": err.code, "body": _error(err.read(65536))}
+            return {"url": url, "status": err.code, "text": err.read(65536)}
     except (OSError, ValueError, http.client.HTTPException) as err:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import salt.client
 import salt.loader
+from salt.exceptions import CommandExecutionError
 
 #: Days before expiry from which a certificate is a problem. State.apply renews it well before.
 EXPIRY = 14
@@ -315,6 +317,86 @@ def uncordon(host: str) -> dict[str, Any]:
         salt-run indigo.uncordon host=node3
     """
     return __salt__["indigo_hosts.uncordon"](host)
+
+
+def pause() -> str:
+    """Hold an upgrade that runs, or the next one, before its next host or batch.
+
+    What is being restarted is finished first. It waits until :func:`resume`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.pause
+    """
+    path = _pause_file()
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    return "indigo.upgrade waits before its next host; go on with: salt-run indigo.resume"
+
+
+def resume() -> str:
+    """Let an upgrade go on that :func:`pause` holds.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.resume
+    """
+    path = _pause_file()
+    if not path.exists():
+        return "indigo.upgrade is not held"
+    path.unlink(missing_ok=True)
+    return "indigo.upgrade goes on"
+
+
+def _pause_file() -> Path:
+    # As the states of indigo_upgrade look for it.
+    return Path(__opts__["cachedir"]) / "indigo" / "upgrade.paused"
+
+
+def removed_apis(to: str, since: str | None = None) -> dict[str, Any]:
+    """Which APIs are in use that a release of Kubernetes does not serve any more.
+
+    Args:
+        to: The release, such as ``1.25.0``.
+        since: Look at what went since this release; by default, since the declared one.
+
+    Returns:
+        By master ``requested`` (since its API server started) and ``objects`` (last written through
+        such an API, with who did).
+
+    Raises:
+        CommandExecutionError: A master does not answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run indigo.removed_apis 1.25.0
+    """
+    if not isinstance(to, str) or isinstance(since, float):
+        # A command line's 1.30 arrives as the number 1.3.
+        raise CommandExecutionError("found a number, expected a release in full, such as 1.30.0")
+    plan = _model("indigo_model.plan")
+    since = since or plan["versions"]["kubernetes"]
+    wanted = _model("indigo_model.upgrade_removals", since, to)
+    masters = plan["roles"]["master"]
+    kwarg = {"rows": wanted["removals"], "until": wanted["until"]}
+    with salt.client.get_local_client(mopts=__opts__) as client:
+        found = client.cmd(
+            masters, "indigo_upgrade.removed", kwarg=kwarg, tgt_type="list", timeout=30
+        )
+    bad = {
+        id_: found.get(id_, "no answer")
+        for id_ in masters
+        if not isinstance(found.get(id_), Mapping)
+    }
+    if bad:
+        raise CommandExecutionError("; ".join(f"{id_}: {why}" for id_, why in bad.items()))
+    return found
 
 
 def assess(plan: Mapping[str, Any], reports: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,9 @@ REFRESH = ("saltutil.sync_modules", "saltutil.sync_states", "saltutil.refresh_pi
 #: Where preflight leaves, for a later step of the same run, why hosts are not as deployed.
 DIFFERS = "indigo_cluster.differs"
 
+#: Where it leaves, for steps of other modules, what shows the progress.
+LIVE = "indigo_cluster.live"
+
 
 def __virtual__() -> str | tuple[bool, str]:
     if "indigo_model.plan" not in __salt__:
@@ -533,6 +536,7 @@ def _show_progress() -> None:
     # stderr: `--out json` keeps stdout for the result.
     live = _Live(sys.stderr)
     _RUN.append(live)
+    __context__[LIVE] = live
     atexit.register(_end, live)
     threading.Thread(target=_watch, args=(dict(__opts__), live), daemon=True).start()
 
@@ -614,7 +618,12 @@ def told(name: str, title: str) -> dict[str, Any]:
     live = _RUN[0] if _RUN else None
     running = {tag: dict(one) for tag, one in __running__.items()}
     if live:
-        live.settle(str(one["__jid__"]) for one in running.values() if one.get("__jid__"))
+        live.settle(
+            str(job)
+            for one in running.values()
+            for job in (*one.get("__jobs__", ()), one.get("__jid__"))
+            if job
+        )
     now = time.time()
     returns = list(live.returns) if live else []
     asked = list(live.asked) if live else []

@@ -169,7 +169,8 @@ def plan() -> dict[str, Any]:
     Returns:
         ``cluster`` (name), ``hosts`` (id to address, roles, Kubernetes ``name`` and the
         ``digest`` of its pillar), ``roles`` (role to list of ids), ``vip``, ``url`` (API through
-        the VIP), ``versions``, ``identities`` (see :mod:`tokens`) and ``addons`` (names).
+        the VIP), ``versions``, ``identities`` (see :mod:`tokens`), ``addons`` (names), and what of
+        ``backup`` and ``upgrade`` concerns orchestrations.
 
     CLI Example:
 
@@ -328,6 +329,48 @@ def estimate(title: str, hosts: int | None = None) -> float | None:
         except (OSError, ValueError):  # somebody else is writing it
             continue
     return timeline.estimate(runs, hosts)
+
+
+def upgrade_course(
+    facts: dict[str, Any], nodes: dict[str, Any], previews: dict[str, Any]
+) -> dict[str, Any]:
+    """What an upgrade would do and why it must not, see :func:`upgrade.course`."""
+    from . import upgrade
+
+    return upgrade.course(plan(), facts, nodes, previews)
+
+
+def upgrade_removals(now: str, then: str) -> dict[str, Any]:
+    """APIs that go between two releases of Kubernetes, see :data:`upgrade.REMOVALS`.
+
+    Args:
+        now, then: Releases, such as ``1.24``.
+
+    Returns:
+        ``removals`` and ``until``, the minor of the later one.
+    """
+    from dataclasses import asdict
+
+    from . import upgrade, versions
+
+    until = versions.parse(then)[1]
+    found = upgrade.removals(versions.parse(now)[1], until)
+    rows = [{**asdict(one), "resources": list(one.resources)} for one in found]
+    return {"removals": rows, "until": until}
+
+
+def upgrade_back(stage: str, old: dict[str, str]) -> str:
+    """How one comes back from a stage, see :func:`upgrade.way_back`."""
+    from . import upgrade
+
+    return upgrade.way_back(stage, old)
+
+
+def upgrade_wrong(wanted: dict[str, str], facts: dict[str, Any]) -> dict[str, str]:
+    """Hosts that do not run what is declared, see :func:`upgrade.wrong_versions`."""
+    from . import upgrade
+
+    return upgrade.wrong_versions(wanted, facts)
 
 
 def _runs() -> Path:
@@ -609,6 +652,7 @@ def _derive_all(folder: Path) -> None:
         "identities": tokens.identities(cluster),
         "addons": [*addons.wanted(cluster), *addons.services(cluster)],
         "backup": {"every": cluster.backup["every"]},
+        "upgrade": dict(cluster.upgrade),
     }
     made = Path(tempfile.mkdtemp(prefix="new-", dir=folder.parent))
     try:

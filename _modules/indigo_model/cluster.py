@@ -71,6 +71,9 @@ BACKUP: Mapping[str, Any] = MappingProxyType(
     }
 )
 
+#: Defaults of ``upgrade``: nodes at a time, and seconds for a node to be emptied.
+UPGRADE: Mapping[str, Any] = MappingProxyType({"batch": 1, "drain": 300})
+
 #: Host paths that several layers agree on.
 PATHS = MappingProxyType(
     {
@@ -149,6 +152,7 @@ class Cluster:
     #: Networks that hold every host, where the file tells them.
     lans: tuple[str, ...] = ()
     backup: Mapping[str, Any] = field(default_factory=lambda: BACKUP)
+    upgrade: Mapping[str, Any] = field(default_factory=lambda: UPGRADE)
 
     @cached_property
     def _by_role(self) -> Mapping[str, tuple[Host, ...]]:
@@ -254,6 +258,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         firewall=document.get("firewall", "none"),
         lans=(lans,) if isinstance(lans, str) else tuple(lans),
         backup=_backup(document.get("backup", {})),
+        upgrade={**UPGRADE, **document.get("upgrade", {})},
     )
 
 

@@ -42,7 +42,8 @@ def gathered(
 
     Args:
         running: Results of the steps by their tag, each with ``start_time`` (time of day where the
-            Salt master is), ``duration`` (milliseconds), ``result`` and ``comment``.
+            Salt master is), ``duration`` (milliseconds), ``result`` and ``comment``; a step with
+            several jobs on hosts names them as ``__jobs__``, one with a single job as ``__jid__``.
         returns: Of each host's run of states its job, id, what it returned, and when the Salt
             master got it, as events have it (``2026-01-02T03:04:05.6``, UTC).
         now: The end of the run, in seconds since 1970.
@@ -70,7 +71,12 @@ def gathered(
             }
         )
     started = min([step["begin"] for step in steps], default=now)
-    jobs = {str(one["__jid__"]) for one in running.values() if one.get("__jid__")}
+    jobs = {
+        str(job)
+        for one in running.values()
+        for job in (*one.get("__jobs__", ()), one.get("__jid__"))
+        if job
+    }
     hosts: dict[str, Any] = {}
     for job, id_, answer, stamp in returns:
         if jobs and job not in jobs:  # somebody else's, at the same time

@@ -31,6 +31,7 @@ from .cluster import (
     POD_NETWORKS,
     ROLES,
     TIMERS,
+    UPGRADE,
     VIP_PORT,
 )
 
@@ -1201,6 +1202,21 @@ KEYS: tuple[Key, ...] = (
         default=str(BACKUP["defragment"]["least"]),
         check=_integer(0, 100000),
     ),
+    Key("upgrade", "mapping", "How an upgrade goes, see docs/operations/upgrade.md."),
+    Key(
+        "upgrade.batch",
+        "1 to 100, whole",
+        "Nodes that are emptied and restarted at the same time.",
+        default=str(UPGRADE["batch"]),
+        check=_integer(1, 100),
+    ),
+    Key(
+        "upgrade.drain",
+        "1 to 86400, whole",
+        "Seconds until the last pod of a node must be gone.",
+        default=str(UPGRADE["drain"]),
+        check=_integer(1, 86400),
+    ),
     Key("addons", "mapping", "Add-ons to install, by name.", default="none"),
     Key(
         "addons.coredns",
@@ -2157,8 +2173,8 @@ def problems(document: Any, parity: bool = True) -> list[str]:
     Example:
         >>> problems({"nmae": "x"})[-1]
         'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, \
-firewall, versions, artifacts, images, overrides, timers, certificates, backup, addons; did you \
-mean name?'
+firewall, versions, artifacts, images, overrides, timers, certificates, backup, upgrade, addons; \
+did you mean name?'
     """
     if not isinstance(document, Mapping):
         return [
