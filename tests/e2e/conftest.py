@@ -5,6 +5,8 @@ needs another one, so what a file leaves is what the next one finds. Hosts start
 look at them before anything is deployed, ``test_2_*`` deploy, what follows works on that cluster.
 
 ``INDIGO_KEEP_LAB=1`` takes a running lab of the right profile as it is, and leaves it running.
+``INDIGO_KUBERNETES``, ``INDIGO_CONTAINERD`` and ``INDIGO_ETCD`` bring other binaries than the
+lab's own, as the options of ``lab up`` do (docs/operations/lab.md).
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "lab"))
 
 from cluster import Deployed, deploy
-from indigo_lab.lab import Lab, Options
+from indigo_lab.lab import Lab, Options, from_environment
 from witness import Witness
 
 #: One session of tests at a time may use the one lab of this machine.
@@ -61,7 +63,7 @@ class Stage:
         if not (KEEP and self.lab.running and self._kept() == profile):
             self.down()
             options = Options(profile=profile, nodes=3 if profile == "ha" else None, prepared=False)
-            self.lab.up(options)
+            self.lab.up(options.over(from_environment()))
         self.profile, self.broken = profile, None
         return self.lab
 

@@ -12,11 +12,9 @@ import ipaddress
 import json
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
-import tarfile
 import time
 import uuid
 from pathlib import Path
@@ -27,46 +25,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from indigo_lab import artifacts, debian
-from indigo_lab.base import cache
 from support import load
 
-
-def etcd_program(folder: Path) -> Path:
-    """The lab's own etcd, out of the archive that its hosts install; published if need be.
-
-    ``INDIGO_ETCD`` names another one.
-    """
-    if brought := os.environ.get("INDIGO_ETCD"):
-        return Path(brought)
-    arch = debian.architecture()
-    pattern = artifacts.UPSTREAM["etcd"].format(version="*", arch=arch)
-    if not list(cache("www").glob(pattern)):
-        artifacts.publish(arch)
-    newest = max(cache("www").glob(pattern), key=lambda path: path.stat().st_mtime)
-    with tarfile.open(newest) as archive:
-        member = next(m for m in archive.getmembers() if m.name.rsplit("/", 1)[-1] == "etcd")
-        stream = archive.extractfile(member)
-        assert stream is not None, newest
-        with (folder / "etcd").open("wb") as file:
-            shutil.copyfileobj(stream, file)
-    (folder / "etcd").chmod(0o755)
-    return folder / "etcd"
+#: Where the etcd lies that the tests use, as the lab's `--etcd` takes it: Debian's 3.4, which the
+#: lab runs, and 3.5, which comes with etcdutl; or what INDIGO_ETCD names.
+GIVEN = os.environ.get("INDIGO_ETCD")
+PLACES = (GIVEN,) if GIVEN else (f"debian:{debian.release()}", "debian:trixie")
 
 
-#: Suites of Debian whose etcd can be had: 3.4 is the lab's own, 3.5 comes with etcdutl.
-SUITES = ("bookworm", "trixie")
-
-
-def etcd_programs(folder: Path, suite: str) -> dict[str, str]:
-    """Paths of the programs of etcd that a suite of Debian has, by name: those of its archive."""
-    programs = ("etcd", "etcdctl", "etcdutl")
-    if suite != debian.release():
-        return {name: str(artifacts.etcd_of(suite) / name) for name in programs}
-    found = {"etcd": str(etcd_program(folder))}
-    given = os.environ.get("INDIGO_ETCD")
-    tools = Path(given).parent if given else cache(f"packages-{suite}", "etcd-client/usr/bin")
-    found |= {name: str(tools / name) for name in programs[1:] if (tools / name).is_file()}
-    return found
+def etcd_programs(place: str) -> dict[str, str]:
+    """Paths of the programs of etcd that a place has, by name."""
+    folder = artifacts.folder_of("etcd", place)
+    found = {name: artifacts.find(folder, name) for name in ("etcd", "etcdctl", "etcdutl")}
+    return {name: str(path) for name, path in found.items() if path}
 
 
 def await_serving(members: Members) -> None:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from loopback import Members, etcd_program
+from loopback import PLACES, Members, etcd_programs
 from support import load
 
 TTL = 5
@@ -32,8 +32,8 @@ def stage() -> SimpleNamespace:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return etcd_program(tmp_path_factory.mktemp("etcd"))
+def program() -> Path:
+    return Path(etcd_programs(PLACES[0])["etcd"])
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from loopback import SUITES, Members, await_serving, etcd_programs
+from loopback import PLACES, Members, await_serving, etcd_programs
 from salt.exceptions import CommandExecutionError
 from support import load
 
@@ -26,12 +26,10 @@ def stage() -> SimpleNamespace:
     return SimpleNamespace(broken=None)
 
 
-@pytest.fixture(scope="module", params=SUITES)
-def programs(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
+@pytest.fixture(scope="module", params=PLACES)
+def programs(request: pytest.FixtureRequest) -> dict[str, str]:
     """etcd and the tools that come with it, of each release that can be had."""
-    return etcd_programs(tmp_path_factory.mktemp("etcd"), request.param)
+    return etcd_programs(request.param)
 
 
 class Hosts:

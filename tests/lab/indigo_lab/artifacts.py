@@ -178,27 +178,46 @@ def _unpacked() -> Path:
     return target
 
 
-def etcd_of(suite: str) -> Path:
-    """A folder with the etcd, etcdctl and etcdutl of another suite of Debian, as `--etcd` takes it.
+# What `debian:SUITE` in place of a folder brings: packages whose programs run on bookworm as they
+# are. runc of newer suites does not (it wants their C library): bookworm's serves containerd 2 too.
+_OF_SUITE = {"etcd": ("etcd-server", "etcd-client"), "containerd": ("containerd",)}
+_DEBIAN = "debian:"
 
-    trixie has 3.5; they run on bookworm as they are.
+
+def of_suite(name: str, suite: str) -> Path:
+    """A folder with etcd's or containerd's programs of another suite of Debian, for its option.
+
+    etcd is 3.4 in bookworm, 3.5 with etcdutl in trixie and sid; containerd 1.6, 1.7 and 2.
+
+    Args:
+        name: `etcd` or `containerd`.
+        suite: such as `trixie`.
     """
-    target = cache(f"etcd-{suite}")
+    if not re.fullmatch(r"[a-z][a-z-]*", suite):
+        raise LabError(f"--{name} {_DEBIAN}{suite}: expected a suite of Debian, such as trixie")
+    target = cache(f"{name}-{suite}")
     if target.is_dir():
         return target
-    say(f"artifacts: download etcd of Debian {suite}")
-    apt = debian.Apt(suite=suite)
+    say(f"artifacts: download {name} of Debian {suite}")
+    apt = debian.Apt(suite=None if suite == debian.release() else suite)
     apt.update()
     work = target.with_name(target.name + ".new")
     remove_tree(work)
     work.mkdir()
-    for name, package in apt.single(["etcd-server", "etcd-client"]).items():
-        unpacked = debian.unpack(package, work.with_name(f"{work.name}-{name}"))
+    for package, file in apt.single(_OF_SUITE[name]).items():
+        unpacked = debian.unpack(file, work.with_name(f"{work.name}-{package}"))
         for program in (unpacked / "usr/bin").iterdir():
             program.rename(work / program.name)
         remove_tree(unpacked)
     work.rename(target)
     return target
+
+
+def folder_of(name: str, place: str) -> Path:
+    """The folder that `--etcd` or `--containerd` names: its path, or `debian:SUITE`."""
+    if place.startswith(_DEBIAN):
+        return of_suite(name, place.removeprefix(_DEBIAN))
+    return Path(place).resolve()
 
 
 def _archive(
@@ -230,7 +249,8 @@ def _said_version(program: Path, option: str) -> str:
     return match.group()
 
 
-def _find(folder: Path, name: str) -> Path | None:
+def find(folder: Path, name: str) -> Path | None:
+    """A program in a folder, or where packages and archives have it there."""
     for place in (folder / name, folder / "bin" / name, folder / "usr/bin" / name,
                   folder / "sbin" / name, folder / "usr/sbin" / name):  # fmt: skip
         if place.is_file():
@@ -241,9 +261,9 @@ def _find(folder: Path, name: str) -> Path | None:
 def _etcd(docroot: Docroot, given: str | None, files: Path) -> None:
     programs: dict[str, Path] = {}
     if given:
-        folder = Path(given).resolve()
+        folder = folder_of("etcd", given)
         for name in ("etcd", "etcdctl", "etcdutl"):
-            if found := _find(folder, name):
+            if found := find(folder, name):
                 programs[name] = found
         if not {"etcd", "etcdctl"} <= set(programs):
             raise LabError(f"--etcd {given}: expected etcd and etcdctl there (or in bin/)")
@@ -261,10 +281,10 @@ def _etcd(docroot: Docroot, given: str | None, files: Path) -> None:
 
 
 def _containerd(docroot: Docroot, given: str | None, files: Path) -> None:
-    folder = Path(given).resolve() if given else files / "containerd"
+    folder = folder_of("containerd", given) if given else files / "containerd"
     names = ("containerd", "containerd-shim-runc-v2", "ctr", "containerd-shim-runc-v1",
              "containerd-shim", "containerd-stress")  # fmt: skip
-    programs = {name: found for name in names if (found := _find(folder, name))}
+    programs = {name: found for name in names if (found := find(folder, name))}
     missing = [name for name in names[:3] if name not in programs]
     if missing:
         raise LabError(f"--containerd {given}: missing {', '.join(missing)} there (or in bin/)")
@@ -276,7 +296,7 @@ def _containerd(docroot: Docroot, given: str | None, files: Path) -> None:
     members: dict[str, archives.Source | str] = {"bin/": b""}
     members.update({f"bin/{name}": path for name, path in programs.items()})
     _archive(docroot, "containerd", version, members)
-    brought = _find(folder, "runc") if given else None
+    brought = find(folder, "runc") if given else None
     if brought:
         docroot.component("runc", _said_version(brought, "--containerd"), brought)
     else:

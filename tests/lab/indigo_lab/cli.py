@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .base import LabError
-from .lab import Lab, Options
+from .lab import Lab, Options, from_environment
 from .topology import PROFILES
 
 USAGE = """\
@@ -34,8 +34,12 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--prepared", action="store_true", default=None,
                     help="hosts that have the cluster's packages")  # fmt: skip
     up.add_argument("--kubernetes", metavar="DIR_OR_URL", help="the six Kubernetes binaries")
-    up.add_argument("--containerd", metavar="DIR", help="containerd, its shim, ctr (and runc)")
-    up.add_argument("--etcd", metavar="DIR", help="etcd, etcdctl (and etcdutl)")
+    up.add_argument(
+        "--containerd",
+        metavar="DIR_OR_SUITE",
+        help="containerd, its shim, ctr (and runc)",
+    )
+    up.add_argument("--etcd", metavar="DIR_OR_SUITE", help="etcd, etcdctl (and etcdutl)")
     up.add_argument("--images", metavar="DIR", help="more images: docker archives *.tar")
     verbs.add_parser("down", help="remove the lab")
     verbs.add_parser("status", help="show hosts and cluster")
@@ -90,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         given = _parser().parse_args(words)
         if given.verb == "up":
             keys = ("profile", "nodes", "prepared", "kubernetes", "containerd", "etcd", "images")
-            lab.up(Options(**{key: getattr(given, key) for key in keys}))
+            options = Options(**{key: getattr(given, key) for key in keys})
+            lab.up(options.over(from_environment()))
         elif given.verb == "down":
             lab.down()
         elif given.verb == "status":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -40,7 +41,8 @@ class Options:
         nodes: number of nodes of the profile `ha`.
         prepared: whether the hosts have the cluster's packages.
         kubernetes: a folder or URL with the binaries.
-        containerd, etcd, images: folders.
+        containerd, etcd: folders, or `debian:SUITE`.
+        images: a folder.
     """
 
     profile: str | None = None
@@ -55,6 +57,15 @@ class Options:
         """These options, with what they leave open taken from the saved ones."""
         given = {key: value for key, value in asdict(self).items() if value is not None}
         return replace(saved, **given)
+
+
+def from_environment() -> Options:
+    """The binaries that INDIGO_KUBERNETES, INDIGO_CONTAINERD and INDIGO_ETCD name, if they do.
+
+    The values are those of the options. So whatever starts a lab, tests too, runs with them.
+    """
+    names = ("kubernetes", "containerd", "etcd")
+    return Options(**{name: os.environ.get(f"INDIGO_{name.upper()}") or None for name in names})
 
 
 @dataclass
