@@ -249,11 +249,14 @@ def fetched(name: str, sls: str) -> dict[str, Any]:
     hosts = sorted({id_ for stage in stages for batch in stage["batches"] for id_ in batch})
     if not hosts:
         return {**ret, "comment": "Nothing is to be restarted"}
+    if __opts__["test"]:
+        told = f"{', '.join(hosts)} would fetch what they lack, beside what runs"
+        return {**ret, "result": None, "comment": told}
     done = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls=sls, queue=True)
     if done["result"] is False:
         why = failures(done["changes"], done["comment"])
         told = f"{why}. Nothing was restarted; mend that and run {AGAIN} again"
-        return {**_failed(done, told)}
+        return _failed(done, told)
     return done
 
 

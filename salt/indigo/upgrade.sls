@@ -62,7 +62,7 @@ The add-ons work:
 # Without a requisite on purpose, these two: a run that failed says what it left behind, too.
 Nothing is left behind:
   indigo_upgrade.left:
-    - order: last
+    - order: -1
 
 What happened is told:
   indigo_cluster.told:

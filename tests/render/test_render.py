@@ -379,6 +379,7 @@ ORCHESTRATIONS = (
     "rotate.encryption",
     "rotate.serviceaccount",
     "rotate.tokens",
+    "upgrade",
 )
 
 
@@ -411,7 +412,7 @@ def test_orchestrations_compile(name: str, kind: str, tmp_path: Path) -> None:
 
 
 def test_the_list_of_orchestrations_is_complete() -> None:
-    on_hosts = {"host", "bench"}
+    on_hosts = {"host", "bench", "fetched"}
     found = {path.stem for path in _files("indigo/*.sls")}
     found |= {f"rotate.{path.stem}" for path in _files("indigo/rotate/*.sls")}
     assert found == on_hosts | set(ORCHESTRATIONS)

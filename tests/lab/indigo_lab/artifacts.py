@@ -161,6 +161,29 @@ def publish(
     return docroot
 
 
+def publish_newer(arch: str, suite: str = "trixie", patch: int = 9) -> Published:
+    """Put what an upgrade can go to into the mirror, beside what `publish` put there.
+
+    etcd 3.5 and containerd 1.7 of a newer suite of Debian, and the Kubernetes binaries once more,
+    stamped as another patch, see `kubernetes.restamped`.
+
+    Args:
+        arch: Debian's name of the architecture.
+        suite: of Debian.
+        patch: which patch the Kubernetes binaries say.
+
+    Returns:
+        versions and checksums, for a cluster's file.
+    """
+    docroot = Docroot(cache("www"), arch)
+    docroot.kubernetes(kubernetes.restamped(kubernetes.binaries(None), patch))
+    files = _unpacked()
+    _etcd(docroot, _DEBIAN + suite, files)
+    _containerd(docroot, _DEBIAN + suite, files)
+    docroot.save()
+    return docroot.published
+
+
 def _unpacked() -> Path:
     """The files of Debian's packages that upstream's archives are made of, unpacked once."""
     target = cache("packages-" + debian.release())

@@ -53,6 +53,37 @@ def version(folder: Path) -> str:
     return match.group(1)
 
 
+def restamped(folder: Path, patch: int) -> Path:
+    """The same programs, saying another patch of their release: what a build would stamp.
+
+    The version is a text that the linker puts into a program; one of the same length is put in its
+    place, so nothing else differs from a build with that version. It stands for a patch release
+    where none can be had: it shows the way of an upgrade, and says nothing of that release.
+
+    Args:
+        folder: with the six binaries.
+        patch: the patch number, with as many digits as theirs.
+    """
+    old = version(folder)
+    new = f"{old.rpartition('.')[0]}.{patch}"
+    if len(new) != len(old):
+        raise LabError(f"patch {patch}: expected as many digits as the last number of {old} has")
+    target = cache("kubernetes", f"{folder.name}-says-{new}")
+    if target.is_dir():
+        return target
+    work = Path(tempfile.mkdtemp(prefix=".restamp-", dir=target.parent))
+    for name in BINARIES:
+        data = (folder / name).read_bytes()
+        (work / name).write_bytes(data.replace(f"v{old}".encode(), f"v{new}".encode()))
+        (work / name).chmod(0o755)
+    found = version(work)
+    if found != new:
+        remove_tree(work)
+        raise LabError(f"{folder}: the programs say {found} where {new} was put in")
+    work.rename(target)
+    return target
+
+
 def _download(url: str) -> Path:
     target = cache("kubernetes", f"url-{digest(url)}")
     if target.is_dir():
