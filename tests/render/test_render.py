@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from indigo_model import upgrade
 from indigo_model.cluster import FIREWALLS
 from render_compiler import ALL, LATEST, MINORS, ROOT, SYSTEMS, Minion, declared, pillar, release
 
@@ -273,6 +274,11 @@ def test_what_a_deploy_applies_to_hosts(system: str) -> None:
     for host in (*HOSTS.values(), "all1"):
         data = pillar("single" if host == "all1" else "ha", host)
         faults += [f"{host}: {fault}" for fault in state_faults(system, data, ["indigo.host"])]
+        # What an upgrade applies before it: on the CA host alone there is nothing to fetch.
+        faults += [f"{host}: {fault}" for fault in state_faults(system, data, ["indigo.fetched"])]
+        for stage in upgrade.STAGES.values():
+            if stage.role in data["indigo"]["roles"]:
+                faults += [f"{host}: {f}" for f in state_faults(system, data, list(stage.sls))]
     none_of(faults)
 
 
