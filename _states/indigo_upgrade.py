@@ -322,6 +322,7 @@ def stage(name: str, stage: str, force: bool = False) -> dict[str, Any]:
             rest = [id_ for later in found["batches"][number:] for id_ in later]
             ret["comment"] = _stopped(err, batch, done, rest, stage, run["old"])
             ret["result"] = False
+            run["failed"] = [run["plan"]["hosts"][id_]["name"] for id_ in batch]
             break
         done += batch
     else:
@@ -417,12 +418,13 @@ def left(name: str) -> dict[str, Any]:
     ret = _result(name)
     if RUN not in __context__:
         return {**ret, "comment": "Nothing was begun"}
-    plan = __context__[RUN]["plan"]
+    plan, failed = __context__[RUN]["plan"], __context__[RUN].get("failed", [])
     masters = plan["roles"]["master"]
     try:
         known = _of_masters(masters, "indigo_upgrade.nodes")
         ours = [node for node, one in known.items() if one["ours"]]
-        well = [node for node in ours if known[node]["ready"]]
+        # Kubernetes calls a node ready for a while after it ceased to be.
+        well = [node for node in ours if known[node]["ready"] and node not in failed]
         if __opts__["test"]:
             told = f"{', '.join(well)} would take pods again" if well else "Nothing is cordoned"
             return {**ret, "result": None if well else True, "comment": told}
@@ -435,8 +437,9 @@ def left(name: str) -> dict[str, Any]:
     stay = [node for node in ours if node not in freed]
     others = [node for node, one in known.items() if one["cordoned"] and not one["ours"]]
     told = [
-        f"{node} stays cordoned, for it is not ready ({known[node]['reason']}): mend it and run "
-        f"{AGAIN} again, or salt-run indigo.uncordon host={node}"
+        f"{node} stays cordoned, for it "
+        + ("did not come through" if node in failed else f"is not ready ({known[node]['reason']})")
+        + f": mend it and run {AGAIN} again, or salt-run indigo.uncordon host={node}"
         for node in stay
     ]
     told += [

@@ -84,9 +84,9 @@ def facts(lab) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def running(lab, unit: str) -> set[str]:
+def running(found: dict[str, Any], unit: str) -> set[str]:
     """The versions of a unit's processes, whatever the files say."""
-    return {fact["versions"][unit] for fact in facts(lab).values() if unit in fact["versions"]}
+    return {fact["versions"][unit] for fact in found.values() if unit in fact["versions"]}
 
 
 def nodes(lab) -> dict[str, dict[str, Any]]:
@@ -167,12 +167,12 @@ def test_an_upgrade_is_held_killed_and_run_to_its_end(lab, newer, figure):
         run = Run(lab, UPGRADE)
         assert run.wait_for(lambda it: "paused before etcd members" in it._err.read_text())
         # The backup is there, and nothing was restarted.
-        assert running(lab, "etcd") == {"3.4.23"}
+        assert running(facts(lab), "etcd") == {"3.4.23"}
         lab.salt_run("indigo.resume", timeout=60)
         # While pods of the first node move, at the worst moment for it.
         assert run.wait_for(lambda _: bool(cordoned(lab))), run.end().told
         run.kill()
-        assert running(lab, "etcd") == {newer.versions["etcd"]}
+        assert running(facts(lab), "etcd") == {newer.versions["etcd"]}
         assert cordoned(lab)
 
         done = orchestrate(lab, UPGRADE)
@@ -181,12 +181,13 @@ def test_an_upgrade_is_held_killed_and_run_to_its_end(lab, newer, figure):
     figure(f"upgrade, held and killed once; the rest took {done.seconds:.0f} s; {report}")
     noticed_nothing(report)
     assert "timeline" in done.progress
+    found = facts(lab)
     for unit, part in (
         ("etcd", "etcd"), ("kube-apiserver", "kubernetes"), ("kubelet", "kubernetes"),
         ("kube-controller-manager", "kubernetes"), ("containerd", "containerd"),
     ):  # fmt: skip
-        assert running(lab, unit) == {newer.versions[part]}
-    assert {fact["agreed"] for fact in facts(lab).values() if fact["agreed"]} == {"3.5.0"}
+        assert running(found, unit) == {newer.versions[part]}
+    assert {fact["agreed"] for fact in found.values() if fact["agreed"]} == {"3.5.0"}
     assert cordoned(lab) == set()
     told = {node["status"]["nodeInfo"]["kubeletVersion"] for node in nodes(lab).values()}
     assert told == {f"v{newer.versions['kubernetes']}"}
@@ -214,10 +215,10 @@ def test_a_step_back_over_etcds_minor_is_refused(lab, newer):
 
 def test_a_setting_that_breaks_a_host_stops_there_and_is_taken_back(lab, figure):
     before = lab.cluster_file.read_bytes()
-    # A value that kubelet refuses when it starts.
+    # A value with which containerd does not start.
     document = yaml.safe_load(before)
     overrides = document["overrides"]
-    overrides["kubelet"]["config"]["evictionHard"]["memory.available"] = "plenty"
+    overrides["containerd"]["config"]["oom_score"] = "never"
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
     with Traffic(lab) as traffic:
         since = traffic.flows()

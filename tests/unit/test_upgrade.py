@@ -313,11 +313,15 @@ def test_a_node_that_does_not_come_back_stays_cordoned_and_that_is_told(cluster)
     one = cluster()
     one.broken = {"n1"}
     assert STATES.stage("step", "node")["result"] is False
-    one.nodes["n1"].update(ready=False, reason="NodeStatusUnknown")
+    # Kubernetes does not know it yet.
+    assert one.nodes["n1"]["ready"]
     ret = STATES.left("step")
     assert ret["result"] is False
-    assert "n1 stays cordoned, for it is not ready (NodeStatusUnknown)" in ret["comment"]
+    assert "n1 stays cordoned, for it did not come through" in ret["comment"]
     assert "indigo.uncordon host=n1" in ret["comment"]
+    one.nodes["n3"].update(cordoned=True, ours=True, ready=False, reason="NodeStatusUnknown")
+    ret = STATES.left("step")
+    assert "n3 stays cordoned, for it is not ready (NodeStatusUnknown)" in ret["comment"]
 
 
 def test_what_a_killed_run_cordoned_takes_pods_again(cluster):
