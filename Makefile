@@ -39,8 +39,8 @@ test-fast: $(VENV)/ready lint ## all tests that need no lab
 test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 	$(PYTEST) tests/e2e
 
-test-slow: $(VENV)/ready ## indigo.setup, the rest of add-ons and of new keys: what takes minutes each
-	$(PYTEST) $(addprefix tests/e2e/test_5c_,ingress.py monitoring.py rotate.py setup.py) -m "not chaos_full"
+test-slow: $(VENV)/ready ## files of the lab with what takes minutes each: setup, add-ons, new keys, upgrades
+	$(PYTEST) $$(grep -l mark.slow tests/e2e/test_*.py) -m "not chaos_full"
 
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
 	$(PYTEST) tests/e2e/test_4b_chaos.py

@@ -213,6 +213,7 @@ def test_a_step_back_over_etcds_minor_is_refused(lab, newer):
     assert "no way leads back once every member has the newer minor" in refused.told
 
 
+@pytest.mark.slow
 def test_a_setting_that_breaks_a_host_stops_there_and_is_taken_back(lab, figure):
     before = lab.cluster_file.read_bytes()
     # A value with which containerd does not start.
