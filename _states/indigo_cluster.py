@@ -136,7 +136,9 @@ def etcd_bootstrap(name: str) -> dict[str, Any]:
     return ret
 
 
-def hosts_run(name: str, sls: str, everywhere: bool = False) -> dict[str, Any]:
+def hosts_run(
+    name: str, sls: str, everywhere: bool = False, title: str = "indigo.deploy"
+) -> dict[str, Any]:
     """Run an SLS at once on the hosts that are not as the last successful deploy left them.
 
     Which these are preflight has found out, and the replication of tokens adds those that it gave
@@ -147,6 +149,7 @@ def hosts_run(name: str, sls: str, everywhere: bool = False) -> dict[str, Any]:
         name: What the step says of itself.
         sls: What runs there, by ``salt.state``.
         everywhere: Take all hosts.
+        title: What runs: the time that it took before is told.
 
     Returns:
         The result of ``salt.state``, or of nothing to do.
@@ -172,7 +175,7 @@ def hosts_run(name: str, sls: str, everywhere: bool = False) -> dict[str, Any]:
         }
     _begin(name)
     if _RUN and not __opts__["test"]:
-        _RUN[0].expected = __salt__["indigo_model.estimate"]("indigo.deploy", len(hosts))
+        _RUN[0].expected = __salt__["indigo_model.estimate"](title, len(hosts))
         if _RUN[0].expected is not None:
             _RUN[0].line(f"{len(hosts)} hosts; the last runs took {_RUN[0].expected:.0f} s in all")
     ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls=sls, queue=True)

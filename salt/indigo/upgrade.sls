@@ -46,6 +46,7 @@ A proven backup is there:
 Every host runs its roles:
   indigo_cluster.hosts_run:
     - sls: indigo.host
+    - title: indigo.upgrade
     - require:
       - indigo_upgrade: {{ stages[-1][0] }}
 

@@ -68,6 +68,12 @@ def test_times_are_since_the_start_of_the_run(run) -> None:
     assert begins == [19.5, 19.51, 21.5, 39.5]
 
 
+def test_a_step_may_have_several_jobs() -> None:
+    running = {tag: {**one, "__jobs__": ["7", "8"]} for tag, one in RUNNING.items()}
+    found = timeline.gathered(running, RETURNS, NOW)
+    assert set(found["hosts"]) == {"node1", "node2", "other"}
+
+
 def test_another_zone_of_the_master_and_midnight_do_not_matter() -> None:
     moved = {
         tag: {**one, **({"start_time": "00:04:00.5"} if "start_time" in one else {})}
