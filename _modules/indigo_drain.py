@@ -25,6 +25,9 @@ POLICY_V1 = 22
 #: Put there by kubelet on pods of its own files.
 MIRROR = "kubernetes.io/config.mirror"
 
+#: Annotation of nodes that something of this project cordoned for a while, see indigo_upgrade.
+MARK = "indigo/cordoned-by"
+
 MERGE = "application/merge-patch+json"
 
 
@@ -250,7 +253,10 @@ def _schedulable(name: str, wanted: bool) -> bool:
         )
     if bool(node["spec"].get("unschedulable")) is not wanted:
         return False
-    _ask("PATCH", _path(name), {"spec": {"unschedulable": None if wanted else True}}, MERGE)
+    body: dict[str, Any] = {"spec": {"unschedulable": None if wanted else True}}
+    if wanted:
+        body["metadata"] = {"annotations": {MARK: None}}
+    _ask("PATCH", _path(name), body, MERGE)
     return True
 
 

@@ -326,7 +326,8 @@ def nodes() -> dict[str, dict[str, Any]]:
     for node in __salt__["indigo_kube.get"]("/api/v1/nodes")["items"]:
         summary = __salt__["indigo_kube.summary"](node)
         marks = node["metadata"].get("annotations") or {}
-        found[node["metadata"]["name"]] = {**summary, "ours": marks.get(MARK) == OURS}
+        ours = summary["cordoned"] and marks.get(MARK) == OURS
+        found[node["metadata"]["name"]] = {**summary, "ours": ours}
     return found
 
 
