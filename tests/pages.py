@@ -1,10 +1,10 @@
 """The commands of the documentation, read from its pages as they are written there.
 
-A block of code (fenced without a language, or indented by four spaces) whose first word is a program
-is a block of commands. A comment of the page right before it, which readers do not see, says what is
-special about it:
+A block of code (fenced without a language, or indented by four spaces) whose first word is a
+program is a block of commands. A comment of the page right before it, which readers do not see,
+says what is special about it:
 
-    <!-- run: on master, exit 1, slow -->     where it runs, how it ends, that it takes long or destroys
+    <!-- run: on master, exit 1, slow -->     where it runs, how it ends, that it takes long
     <!-- run "stop keepalived": on holder --> the same for the commands that have these words
     <!-- not run: why -->                     what cannot be run in the lab
     <!-- not run "load=", "save=": why -->
@@ -27,9 +27,35 @@ OPERATIONS = ROOT / "docs" / "operations"
 
 #: First words by which a block of commands is known.
 PROGRAMS = frozenset(
-    ".venv/bin/python apt-get cat echo etcdctl export firewall-cmd git ip journalctl kubectl ls make "
-    "nft openssl podman rm salt salt-call salt-key salt-pip salt-run ssh systemctl tar tests/lab/lab "
-    "vi".split()
+    {
+        ".venv/bin/python",
+        "apt-get",
+        "cat",
+        "echo",
+        "etcdctl",
+        "export",
+        "firewall-cmd",
+        "git",
+        "ip",
+        "journalctl",
+        "kubectl",
+        "ls",
+        "make",
+        "nft",
+        "openssl",
+        "podman",
+        "rm",
+        "salt",
+        "salt-call",
+        "salt-key",
+        "salt-pip",
+        "salt-run",
+        "ssh",
+        "systemctl",
+        "tar",
+        "tests/lab/lab",
+        "vi",
+    }
 )
 
 SALT = frozenset({"salt", "salt-key", "salt-run"})
@@ -164,9 +190,8 @@ def blocks(text: str) -> Iterator[Block]:
         elif block and line.strip():
             yield block
             block, marks = None, []
-        elif line.strip():
-            if marks:
-                raise PageError(f"line {number}: a mark must be right before a block of code")
+        elif line.strip() and marks:
+            raise PageError(f"line {number}: a mark must be right before a block of code")
         blank = not line.strip() or bool(marks)
     if block:
         yield block

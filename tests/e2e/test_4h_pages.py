@@ -1,7 +1,7 @@
 """Every command of docs/operations, as a reader types it.
 
-``tests/pages.py`` says how a page tells what is special about a command. Here is what the lab has in the
-place of a page's names, and what has to be there before a command, and is put right after it.
+``tests/pages.py`` says how a page tells what is special about a command. Here is what the lab has
+in the place of a page's names, and what has to be there before its commands, and goes after them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ COMMANDS = {page.stem: pages.commands(page) for page in PAGES}
 NAMES = {"10.0.0.10": "10.77.0.10", "CLUSTER_NAME": "lab", "salt CA ": "salt salt "}
 BACKUP = "20261124T221553Z-host1"
 
-SNAPSHOT = (
-    "export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/etcd/pki/ca.crt "
-    "ETCDCTL_CERT=/etc/etcd/pki/member.crt ETCDCTL_KEY=/etc/etcd/pki/member.key; "
-    "/opt/indigo/etcd-*/etcdctl snapshot save /root/before-upgrade.db"
-)
+SNAPSHOT = """
+export ETCDCTL_API=3 ETCDCTL_ENDPOINTS=https://127.0.0.1:2379 ETCDCTL_CACERT=/etc/etcd/pki/ca.crt
+export ETCDCTL_CERT=/etc/etcd/pki/member.crt ETCDCTL_KEY=/etc/etcd/pki/member.key
+/opt/indigo/etcd-*/etcdctl snapshot save /root/before-upgrade.db
+"""
 SERVICE = "/etc/kubernetes/services/service-wiki"
 MANIFEST = '{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "wiki"}}'
 
-#: Page to host and script: what readers have before its first command, and what goes after the last.
+#: Page to host and script: what readers have before its first command, what goes after the last.
 BEFORE = {
     "restore": ("etcd1", SNAPSHOT),
     "services": ("master1", f"mkdir -p {SERVICE} && echo '{MANIFEST}' > {SERVICE}/wiki.yaml"),
@@ -120,15 +120,17 @@ def script(lab, found):
         lab.exec(host, ["sh", "-ec", text], timeout=120, check=True)
 
 
-@pytest.mark.parametrize(
-    "page", [name for name, found in COMMANDS.items() if any(not c.reason and not c.slow for c in found)]
-)  # fmt: skip
+def quick(page):
+    """The commands of a page that neither take long nor destroy anything."""
+    return [one for one in COMMANDS[page] if not one.reason and not one.slow]
+
+
+@pytest.mark.parametrize("page", filter(quick, COMMANDS))
 def test_commands_run_as_they_are_written(lab, reader, page):
     script(lab, BEFORE.get(page))
     try:
-        for command in COMMANDS[page]:
-            if not command.reason and not command.slow:
-                reader.run(command)
+        for command in quick(page):
+            reader.run(command)
     finally:
         script(lab, AFTER.get(page))
     well(lab)

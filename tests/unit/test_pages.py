@@ -14,10 +14,22 @@ from support import ROOT
 ALL = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 #: Salt's own, in commands of the pages.
 SALTS = frozenset(
-    "cmd.run grains.items key.finger manage.status manage.up manage.versions mine.flush pillar.items "
-    "saltutil.refresh_pillar saltutil.running saltutil.sync_all schedule.show_next_fire_time "
-    "schedule.enable schedule.disable "
-    "service.status state.apply state.orchestrate state.show_sls test.ping".split()
+    {
+        "cmd.run",
+        "key.finger",
+        "manage.status",
+        "manage.up",
+        "saltutil.refresh_pillar",
+        "saltutil.running",
+        "saltutil.sync_all",
+        "schedule.disable",
+        "schedule.enable",
+        "schedule.show_next_fire_time",
+        "service.status",
+        "state.apply",
+        "state.orchestrate",
+        "test.ping",
+    }
 )
 
 PAGE = """\
