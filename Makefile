@@ -43,10 +43,10 @@ test-slow: $(VENV)/ready ## files of the lab with what takes minutes each: setup
 	$(PYTEST) $$(grep -l mark.slow tests/e2e/test_*.py) -m "not chaos_full"
 
 chaos: $(VENV)/ready ## faults on purpose: hosts lost, services killed, files damaged
-	$(PYTEST) tests/e2e/test_4b_chaos.py
+	INDIGO_CHARTS=1 $(PYTEST) tests/e2e/test_4b_chaos.py
 
 chaos-full: $(VENV)/ready ## all of them, with the slow ones: about 20 minutes
-	$(PYTEST) tests/e2e/test_4b_chaos.py -m chaos
+	INDIGO_CHARTS=1 $(PYTEST) tests/e2e/test_4b_chaos.py -m chaos
 
 lint: $(VENV)/ready ## ruff, pylint for Salt's dunders, salt-lint
 	$(BIN)/ruff check .
@@ -54,7 +54,7 @@ lint: $(VENV)/ready ## ruff, pylint for Salt's dunders, salt-lint
 	$(BIN)/pylint --disable=all --enable=undefined-variable,unused-import,unreachable,dangerous-default-value _modules _states _runners
 	find salt pillar -name '*.sls' ! -name view.sls | xargs $(BIN)/salt-lint
 
-bench: $(VENV)/ready ## measure on the lab, and print the figures of docs/benchmarks.md
+bench: $(VENV)/ready ## measure on the lab, print the figures of docs/benchmarks.md and draw them
 	$(BIN)/python tests/bench/run.py
 
 clean: ## remove the virtual environment and caches in the checkout

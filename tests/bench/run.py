@@ -22,13 +22,18 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "lab"))
+sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
 import backup  # noqa: E402
+import charts  # noqa: E402
 from indigo_lab.lab import Lab, Options  # noqa: E402
 from indigo_lab.topology import Host  # noqa: E402
 
 RUNS = 3
+
+#: What the chart of docs/benchmarks.md is drawn from.
+RATIOS: list[dict[str, Any]] = []
 
 #: Everything a node or master keeps that a start from nothing would not find.
 RESET = """
@@ -55,8 +60,10 @@ def told(name: str, values: list[float]) -> None:
     print(f"{name:<58} {statistics.median(values):7.1f} s   ({runs})", flush=True)
 
 
-def ratio(name: str, above: float, below: float, target: float) -> None:
-    """Print a ratio beside its target."""
+def ratio(name: str, above: float, below: float, target: float, unit: str = "s") -> None:
+    """Print a ratio beside its target, and keep it for the chart."""
+    measured = {"above": round(above, 1), "below": round(below, 1), "unit": unit}
+    RATIOS.append({"name": name, **measured, "ratio": round(above / below, 2), "target": target})
     mark = "" if above / below <= target else "   OVER THE TARGET"
     print(f"{name:<58} {above / below:7.2f}     (target at most {target}){mark}", flush=True)
 
@@ -231,7 +238,8 @@ def bench_master(lab: Lab) -> None:
             f"CPU a minion at {count:>4} minions{'':<32} {row['total'] * 1000:7.1f} ms  "
             f"(pillar {row['pillar'] * 1000:.1f}, states {row['states'] * 1000:.1f})"
         )
-    ratio("CPU a minion at 1000 / at 10", figures[1000]["total"], figures[10]["total"], 1.2)
+    many, few = (figures[count]["total"] * 1000 for count in (1000, 10))
+    ratio("CPU a minion at 1000 / at 10", many, few, 1.2, "ms")
 
 
 def bench_backup(lab: Lab) -> None:
@@ -254,7 +262,7 @@ def bench_backup(lab: Lab) -> None:
     slow, plain = backup.p99(beside), backup.p99(apart)
     print(f"{'p99 of a write to etcd beside backups':<58} {slow:7.1f} ms  ({len(beside)} writes)")
     print(f"{'without':<58} {plain:7.1f} ms  ({len(apart)} writes)")
-    ratio("p99 beside a backup / without", slow, plain, 1.1)
+    ratio("p99 beside a backup / without", slow, plain, 1.1, "ms")
 
 
 def bench_restore(lab: Lab) -> None:
@@ -289,6 +297,7 @@ def main(parts: list[str]) -> int:
     finally:
         if lab.running:
             lab.down()
+        charts.keep("benchmarks", RATIOS)
     return 0
 
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import charts
 import pytest
 import yaml
 from cluster import answering, apply_all, changes, deploy, deployment, kubectl, status, until
@@ -54,6 +57,7 @@ HEADER = (
     f"{'writes':>6} {'lost':>4} {'whole after':>11}"
 )
 _said: set[str] = set()
+_measured: list[dict[str, Any]] = []
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,14 +67,20 @@ def _deployed(lab, first_deploy):
     assert "timers" not in yaml.safe_load(lab.cluster_file.read_bytes())
     whole(lab)
     yield
+    if os.environ.get("INDIGO_CHARTS"):  # as make chaos says; make test leaves the pages alone
+        charts.keep("chaos", _measured)
     whole(lab)
 
 
 @pytest.fixture
 def row(figure) -> Callable[..., None]:
-    """Adds a line to the table of all cases."""
+    """Adds a line to the table of all cases, and to the chart if it is to be drawn."""
 
-    def add(case: object, hosts: str, seen: Report, seconds: float | None = None) -> None:
+    def add(
+        case: object, hosts: str, seen: Report, seconds: float | None = None, limit: float = NOTHING
+    ) -> None:
+        _measured.append({"name": str(case), "values": [round(seen.without_writes, 2)],
+                          "target": getattr(case, "limit", limit)})  # fmt: skip
         if HEADER not in _said:
             _said.add(HEADER)
             figure(HEADER)
@@ -304,7 +314,7 @@ def test_damaged_files_are_mended_by_the_next_apply(lab: Lab, row):
         }
         whole(lab)
         seen = traffic.stop(since)
-    row(f"{len(DAMAGES)} damaged files, state.apply", " ".join(hosts), seen, seconds)
+    row(f"{len(DAMAGES)} damaged files, then state.apply", " ".join(hosts), seen, seconds, 5)
     _, again = apply_all(lab)
     assert {host: found for host, states in again.items() if (found := changes(states))} == {}
     # The lb, the etcd member and the master of it at once.
@@ -428,7 +438,7 @@ def test_a_deploy_is_disturbed_and_the_next_one_converges(lab: Lab, row, what: s
         seconds = time.time() - began
         again = deploy(lab)
         seen = traffic.stop(since)
-    row(f"deploy: {what}", "node3", seen, seconds)
+    row(f"deploy: {what}", "node3", seen, seconds, 3)
     assert again.changes == {}
     # Masters learn node3's tokens anew, one after the other.
     sound(seen, 3)
@@ -469,7 +479,7 @@ def test_five_thousand_connections(lab: Lab, row):
             assert len(held) == CONNECTIONS
         whole(lab)
         seen = traffic.stop(since)
-    row(f"{CONNECTIONS} connections to the VIP", " ".join(holders(lab)), seen)
+    row(f"{CONNECTIONS} connections to the VIP", " ".join(holders(lab)), seen, limit=LB)
     sound(seen, LB)
 
 

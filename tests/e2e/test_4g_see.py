@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
 from xml.etree import ElementTree
 
 import pytest
+from browser import WIDTH, opened, timeline
 from cluster import deploy, well
-from indigo_lab.base import REPO
 
 SVG = "{http://www.w3.org/2000/svg}"
 CONFIG = "/etc/containerd/config.toml"
@@ -30,9 +31,7 @@ def told(progress):
 
 def picture(lab, progress):
     """The SVG of a run's timeline."""
-    (path,) = [line.split(": ")[1] for line in told(progress) if line.startswith("timeline: ")]
-    page = lab.exec("salt", ["cat", path], check=True).stdout
-    assert page.startswith("<!DOCTYPE html>") and page.rstrip().endswith("</html>")
+    page = timeline(lab, progress)
     return ElementTree.fromstring(re.search(r"<svg.*</svg>", page, re.S)[0])
 
 
@@ -56,6 +55,19 @@ def test_the_first_deploy_is_summed_up_and_drawn(lab, first_deploy):
     for bar in bars:
         if bar.get("class") in ("changed", "same"):
             assert left - 15 <= float(bar.get("x")) <= left + width + 15
+
+
+def test_the_picture_opens_in_a_browser(lab, first_deploy, tmp_path):
+    page = opened(timeline(lab, first_deploy.progress), tmp_path)
+    assert page.title == "indigo.deploy"
+    assert page.cut() == [] and page.wide <= WIDTH
+    assert {host.name for host in lab.hosts()} <= page.words()
+    # A host has its own line, and no other host's bars are on it.
+    rows = {one["text"]: one for one in page.parts if one["tag"] == "text"}
+    middles = sorted((rows[h.name]["top"] + rows[h.name]["bottom"]) / 2 for h in lab.hosts())
+    assert all(below - above > 10 for above, below in itertools.pairwise(middles))
+    fills = {bar["kind"]: bar["fill"] for bar in page.bars()}
+    assert len(fills) == len(set(fills.values())) and {"changed", "same", "step"} <= set(fills)
 
 
 def test_on_a_terminal_a_line_moves_and_knows_how_long_it_takes(lab):
@@ -131,21 +143,3 @@ def test_metrics_are_a_file_that_node_exporter_reads(lab):
     assert 0 < float(values["indigo_etcd_answer_seconds"]) < 5
     assert len(re.findall(r"^indigo_host_answers\{.*\} 1$", text, re.M)) == 12
     lab.exec("salt", ["rm", path], check=True)
-
-
-def test_the_commands_of_the_page_run_as_they_are_written(lab):
-    """``docs/operations/status.md``: each line of its blocks that is a command."""
-    page = (REPO / "docs" / "operations" / "status.md").read_text("utf-8")
-    blocks = re.findall(r"^```\n(.*?)^```", page, re.S | re.M)
-    commands = [
-        line.split("#")[0].strip()
-        for block in blocks
-        for line in block.splitlines()
-        if line.startswith(("salt-run ", "salt "))
-    ]
-    assert len(commands) >= 4
-    lab.exec("salt", ["mkdir", "-p", "/var/lib/prometheus/node-exporter"], check=True)
-    for command in commands:
-        done = lab.exec("salt", ["sh", "-c", command], timeout=120)
-        assert done.returncode == 0, (command, done.stdout[-500:], done.stderr[-500:])
-    lab.exec("salt", ["rm", "-r", "/var/lib/prometheus"], check=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from browser import opened, timeline
 from cluster import deploy, kubectl, orchestrate, ready_nodes, until, well
 from indigo_lab import engine
 
@@ -338,7 +339,7 @@ def test_killed_half_way_and_run_again_a_restore_finishes(lab, written, figure):
     assert (again.code, again.changes) == (0, {}), again.told
 
 
-def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure):
+def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure, tmp_path):
     # As somebody takes one by hand, before whatever he is about to do.
     save = (
         "ETCDCTL_API=3 $(ls -d /opt/indigo/etcd-*)/etcdctl --cacert=/etc/etcd/pki/ca.crt"
@@ -355,13 +356,13 @@ def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure)
     well(lab)
     holds_what_the_backup_held(lab, written)
     assert not stored(lab) & too_late
-    # What each host did meanwhile is drawn.
     assert "indigo.restore: done after" in done.progress
-    (drawn,) = re.findall(r"^timeline: (\S+)$", done.progress, re.M)
-    page = lab.exec("salt", ["cat", drawn], check=True).stdout
-    for host in HOSTS:
-        assert f">{host}</text>" in page
-    assert "indigo_restore." in page
+    # Its picture shows what each host was asked for, and when.
+    page = opened(timeline(lab, done.progress), tmp_path, "restore")
+    assert page.title == "indigo.restore" and page.cut() == []
+    assert {*HOSTS, "Every member holds the data of the backup"} <= page.words()
+    asked = [bar for bar in page.bars("asked") if bar["text"].startswith("indigo_restore.")]
+    assert len(asked) >= len(HOSTS) and not page.bars("failed")
     # Everyone who restored it has it, until somebody removes it; it is none that later tests want.
     for host in HOSTS:
         lab.exec(host, ["rm", "-rf", "/root/mine.db", f"{FOLDER}/{adopted['name']}"], check=True)
