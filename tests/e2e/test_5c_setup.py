@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "render"))
-
-import cis
 from cluster import deploy, on_all, ready_nodes, status, well
 from indigo_lab import debian, rootfs
 from indigo_lab.base import cache, run, write
@@ -217,26 +212,6 @@ def test_minions_have_the_pinned_salt_and_know_their_master(lab):
         assert said["master_finger"] == fingers[host]
     versions = json.loads(lab.salt("*", "test.version", "--out=json", "--static").stdout)
     assert versions == dict.fromkeys(("salt", *HOSTS), SALT)
-
-
-@pytest.mark.parametrize("role", ["master", "etcd", "node"])
-def test_files_on_hosts_are_as_the_benchmark_asks(lab, role):
-    """The same table as the render tests', for what only a host has: keys and certificates."""
-    checks = [check for check in cis.CHECKS if check.role == role and check.paths]
-    script = "for path in \"$@\"; do for one in $path; do stat -c '%n %a %U %G' $one; done; done"
-    wrong, seen = [], set()
-    for host in (one.name for one in lab.hosts() if role in one.roles):
-        for check in checks:
-            command = ["sh", "-c", script, "stat", *check.paths]
-            for line in lab.exec(host, command).stdout.splitlines():
-                path, mode, user, group = line.split()
-                seen.add(check.number)
-                entry = cis.Entry(path, int(mode, 8), user, group)
-                if not check.reason and not cis.tight(entry, check.mode, check.owner):
-                    wrong.append(f"{host}: {check.number} ({check.asks}): {line}")
-    assert not wrong, "\n".join(wrong)
-    # With `routes` containerd has written CNI's configuration by now.
-    assert seen == {check.number for check in checks}
 
 
 def test_a_second_run_needs_no_ssh_and_changes_nothing(lab, site):

@@ -431,9 +431,9 @@ def reference() -> str:
         f"{len(passed)} of {len(CHECKS)}",
         "pass, the others say why not. This page is made from `tests/render/cis.py`; tests evaluate each "
         "row against the units and",
-        "files of every Kubernetes release from 1.20 to 1.36 (`tests/render/test_cis.py`), and look at "
-        "files that only a host has on a",
-        "running cluster (`tests/e2e/test_5c_setup.py`). A row that says why it does not pass, and does, "
+        "files of every Kubernetes release from 1.20 to 1.36 (`tests/render/test_cis.py`), and against the "
+        "processes and files of a",
+        "running cluster (`tests/e2e/test_4i_cis.py`). A row that says why it does not pass, and does, "
         "fails the test, too.",
         "",
         "Section 5 of the benchmark is about what users put into the cluster, and is theirs.",
@@ -448,8 +448,8 @@ def reference() -> str:
         "",
         "## The units' sandboxes",
         "",
-        "What `systemd-analyze security` of systemd 252 says of our units: 0 is shut, 10 is open. A test "
-        "fails when one opens further.",
+        "What `systemd-analyze security` of systemd 252 says of our units: 0 is shut, 10 is open. Tests "
+        "fail when one opens further.",
         "",
         "| Unit | Exposure | |",
         "|---|---|---|",
