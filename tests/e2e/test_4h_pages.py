@@ -39,7 +39,7 @@ BEFORE = {
 }
 AFTER = {
     "backup": ("salt", "rm -r /root/indigo-backup-key"),
-    "restore": ("etcd1", "rm -r /root/before-upgrade.db /var/lib/indigo-backup/*"),
+    "restore": ("etcd1", "rm /root/before-upgrade.db"),
     "services": ("master1", f"rm -r {SERVICE}"),
     "status": ("salt", "rm -r /var/lib/prometheus"),
     "support": ("salt", "rm /root/etcd.tar.gz"),
