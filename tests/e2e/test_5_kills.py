@@ -66,6 +66,9 @@ HOST = (
     Moment("it is done, others may not be", lambda run: "host1" in run.done(), "host1"),
 )
 
+#: Those of `make test-slow`, by their numbers.
+SLOW = frozenset({0, 3, 5, 6, 8})
+
 
 def converges(lab, figure, about: str) -> None:
     """The next run reaches the declared state, and the one after it finds it."""
@@ -94,7 +97,14 @@ def test_after_all_kills_of_the_orchestration_it_converges(lab, figure):
     assert ready_nodes(lab) == set(HOSTS)
 
 
-@pytest.mark.parametrize("number", range(len(HOST)), ids=[str(moment) for moment in HOST])
+@pytest.mark.parametrize(
+    "number",
+    [
+        # Half of them: all take minutes that `make test` does not have.
+        pytest.param(number, id=str(moment), marks=[pytest.mark.slow] * (number in SLOW))
+        for number, moment in enumerate(HOST)
+    ],
+)
 def test_a_host_loses_its_power_and_the_next_run_converges(lab, figure, number):
     moment = HOST[number]
     lab.rebuild(moment.host)
