@@ -696,17 +696,24 @@ def resolve(name: str, server: str, port: int, timeout: float = 2) -> list[str]:
 
 
 def _endpoints(namespace: str, service: str, name: str | None = None) -> list[tuple[str, int]]:
-    """Address and port of the ready pods behind a service: of one port's name, or the first."""
-    path = f"/api/v1/namespaces/{namespace}/endpoints/{service}"
-    answer = __salt__["indigo_kube.request"]("GET", path, server=_server())
-    # A service is there before anybody has looked for its pods.
-    if answer["status"] not in (200, 404):
-        raise CommandExecutionError(f"{path} answered {answer['status']}")
-    subsets = answer["body"].get("subsets", [])
+    """Address and port of the ready pods behind a service: of one port's name, or the first.
+
+    Of its EndpointSlices: Endpoints are deprecated since 1.33. Source: kubernetes.io
+    "EndpointSlices"; their v1 came in 1.21, v1beta1 went in 1.25.
+    """
+    view = __pillar__["indigo"]
+    minor = int(view["versions"]["kubernetes"].split(".")[1])
+    version = "v1" if minor >= 21 else "v1beta1"
+    path = (
+        f"/apis/discovery.k8s.io/{version}/namespaces/{namespace}/endpointslices"
+        f"?labelSelector=kubernetes.io/service-name={service}"
+    )
     found = []
-    for part in subsets:
-        ports = [one for one in part.get("ports", []) if name in (None, one.get("name"))]
-        found += [(one["ip"], ports[0]["port"]) for one in part.get("addresses", []) if ports]
+    for part in __salt__["indigo_kube.get"](path, server=_server()).get("items", []):
+        ports = [one for one in part.get("ports") or () if name in (None, one.get("name"))]
+        for one in part.get("endpoints") or ():
+            if ports and (one.get("conditions") or {}).get("ready") is not False:
+                found += [(address, ports[0]["port"]) for address in one["addresses"][:1]]
     return found
 
 

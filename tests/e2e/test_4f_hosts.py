@@ -33,12 +33,12 @@ except urllib.error.HTTPError as err:
 """
 
 BUDGET = """
-apiVersion: policy/v1beta1
+apiVersion: policy/{version}
 kind: PodDisruptionBudget
-metadata: {name: web}
+metadata: {{name: web}}
 spec:
   minAvailable: 3
-  selector: {matchLabels: {app: web}}
+  selector: {{matchLabels: {{app: web}}}}
 """
 
 
@@ -173,7 +173,9 @@ def test_what_is_unsafe_is_refused_and_says_what_to_do_first(lab):
 
 
 def test_a_drain_keeps_to_the_budget_and_says_which_one_held_it(lab):
-    done = lab.kubectl("apply", "-f", "-", stdin=f"{WEB}---{BUDGET}")
+    newer = "policy/v1\n" in lab.kubectl("api-versions").stdout
+    budget = BUDGET.format(version="v1" if newer else "v1beta1")
+    done = lab.kubectl("apply", "-f", "-", stdin=f"{WEB}---{budget}")
     assert done.returncode == 0, done.stderr
     ready = ("get", "deployment", "web")
     assert until(lambda: kubectl(lab, *ready).get("status", {}).get("readyReplicas") == 3, 90), (

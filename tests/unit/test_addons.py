@@ -407,9 +407,19 @@ def test_a_server_is_asked(server):
     assert module.resolve("kubernetes.default.svc.x", "127.0.0.1", server) == ["10.96.0.1"]
 
 
-def endpoints(*addresses: str) -> dict[str, Any]:
-    ports = [{"name": "dns", "port": 1053}]
-    return {"subsets": [{"ports": ports, "addresses": [{"ip": one} for one in addresses]}]}
+def slices(*addresses: str, starting: str | None = None) -> dict[str, Any]:
+    ports = [{"name": "metrics", "port": 9153}, {"name": "dns", "port": 1053}]
+    found = [{"addresses": [one], "conditions": {"ready": True}} for one in addresses]
+    if starting:
+        found.append({"addresses": [starting], "conditions": {"ready": False}})
+    return {"items": [{"ports": ports, "endpoints": found}, {"ports": None, "endpoints": None}]}
+
+
+def slices_of(service: str, version: str = "v1") -> str:
+    return (
+        f"/apis/discovery.k8s.io/{version}/namespaces/kube-system/endpointslices"
+        f"?labelSelector=kubernetes.io/service-name={service}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -431,16 +441,14 @@ def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, know
         "networks": {"api": "10.96.0.1"},
         "components": {"kube-apiserver": {"url": "https://10.0.0.1:6443"}},
         "addons": {"wanted": {"coredns": {"replicas": 2}}},
+        "versions": {"kubernetes": "1.36.3"},
     }
     answers = {
-        "/api/v1/namespaces/kube-system/endpoints/kube-dns": endpoints(*ready),
+        slices_of("kube-dns"): slices(*ready, starting="10.244.9.9"),
         "/apis/apps/v1/namespaces/kube-system/deployments/coredns": workload(2, len(ready)),
         "/api/v1/namespaces/kube-system/pods?labelSelector=a=b": {"items": []},
     }
-    functions = {
-        "indigo_kube.get": lambda path, server: answers[path],
-        "indigo_kube.request": lambda _, path, server: {"status": 200, "body": answers[path]},
-    }
+    functions = {"indigo_kube.get": lambda path, server: answers[path]}
     there = {"coredns": [("apps", "Deployment", "kube-system", "coredns")]}
     monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
@@ -450,16 +458,21 @@ def test_coredns_works_when_every_replica_knows_the_api(monkeypatch, ready, know
     assert bool(module.works()["coredns"]) == bool(problem)
 
 
-def test_a_service_whose_pods_nobody_has_looked_for_leads_to_none(monkeypatch):
-    view = {"components": {"kube-apiserver": {"url": ""}}}
-    answer = {"status": 404, "body": {"kind": "Status"}}
+@pytest.mark.parametrize(("release", "version"), [("1.20.2", "v1beta1"), ("1.36.3", "v1")])
+def test_a_service_leads_to_its_ready_pods(monkeypatch, release, version):
+    view = {"components": {"kube-apiserver": {"url": ""}}, "versions": {"kubernetes": release}}
+    answers = {
+        slices_of("s", version): slices("10.244.0.2", starting="10.244.0.3"),
+        slices_of("new", version): {"items": []},
+    }
     monkeypatch.setattr(module, "__pillar__", {"indigo": view}, raising=False)
-    functions = {"indigo_kube.request": lambda *_, **__: answer}
+    functions = {"indigo_kube.get": lambda path, **_: answers[path]}
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
-    assert module._endpoints("n", "s") == []
-    answer["status"] = 500
-    with pytest.raises(CommandExecutionError, match="answered 500"):
-        module._endpoints("n", "s")
+    assert module._endpoints("kube-system", "s") == [("10.244.0.2", 9153)]
+    assert module._endpoints("kube-system", "s", "dns") == [("10.244.0.2", 1053)]
+    assert module._endpoints("kube-system", "s", "web") == []
+    # A service is there before anybody has looked for its pods.
+    assert module._endpoints("kube-system", "new") == []
 
 
 def workload(wanted: int, ready: int, updated: int | None = None, seen: int = 3) -> dict[str, Any]:
