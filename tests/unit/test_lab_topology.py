@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import yaml
 from indigo_model import validate
-from lab.indigo_lab import site, topology
+from lab.indigo_lab import artifacts, site, topology
 from lab.indigo_lab.artifacts import Published
 from lab.indigo_lab.base import LabError
 from lab.indigo_lab.kubernetes import BINARIES
+from lab.indigo_lab.lab import Options, from_environment
 
 SUM = "sha256:" + "0" * 64
 VERSIONS = {
@@ -68,6 +69,26 @@ def test_a_wrong_size_is_named(profile, nodes, names):
 def test_cgroup_v1_is_allowed_only_where_the_kubelet_asks(kubernetes, v1, told):
     kubelet = site.overrides(kubernetes, cgroup_v1=v1)["kubelet"]["config"]
     assert ("failCgroupV1" in kubelet) is told
+
+
+def test_binaries_come_from_where_the_environment_says_unless_an_option_does(monkeypatch):
+    monkeypatch.setenv("INDIGO_ETCD", "debian:trixie")
+    monkeypatch.setenv("INDIGO_KUBERNETES", "")
+    monkeypatch.delenv("INDIGO_CONTAINERD", raising=False)
+    assert from_environment() == Options(etcd="debian:trixie")
+    assert Options(etcd="/b").over(from_environment()).etcd == "/b"
+
+
+def test_a_suite_stands_for_the_folder_of_its_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "of_suite", lambda name, suite: tmp_path / name / suite)
+    assert artifacts.folder_of("etcd", "debian:trixie") == tmp_path / "etcd/trixie"
+    assert artifacts.folder_of("etcd", str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("suite", ["", "Trixie", "../x"])
+def test_a_suite_that_is_none_is_named(suite):
+    with pytest.raises(LabError, match=f"--etcd debian:{suite}: expected a suite"):
+        artifacts.of_suite("etcd", suite)
 
 
 @pytest.mark.parametrize(
