@@ -403,10 +403,9 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                     fail-cgroupv1
                 """,
                 LATER: """
-                    allow-metric-labels allow-metric-labels-manifest config-dir
-                    cpu-manager-policy-options disabled-metrics log-json-info-buffer-size
+                    config-dir cpu-manager-policy-options log-json-info-buffer-size
                     log-json-split-stream log-text-info-buffer-size log-text-split-stream
-                    memory-manager-policy reserved-memory show-hidden-metrics-for-version
+                    max-housekeeping-interval memory-manager-policy reserved-memory
                 """,
                 (None, 25): _KLOG,
             },
