@@ -261,7 +261,8 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                 LATER: """
                     allow-metric-labels allow-metric-labels-manifest
                     concurrent-device-taint-eviction-syncs concurrent-resourceclaim-syncs
-                    concurrent-validating-admission-policy-status-syncs debug-socket-path
+                    concurrent-rc-syncs concurrent-validating-admission-policy-status-syncs
+                    controller-shutdown-timeout
                     disable-http2-serving disabled-metrics emulated-version enable-leader-migration
                     leader-migration-config log-json-info-buffer-size log-json-split-stream
                     log-text-info-buffer-size log-text-split-stream permit-address-sharing
@@ -308,7 +309,7 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                     min-compatibility-version
                 """,
                 LATER: """
-                    allow-metric-labels allow-metric-labels-manifest debug-socket-path
+                    allow-metric-labels allow-metric-labels-manifest
                     disable-http2-serving disabled-metrics emulated-version
                     log-json-info-buffer-size log-json-split-stream log-text-info-buffer-size
                     log-text-split-stream permit-address-sharing
@@ -443,9 +444,9 @@ FLAGS: Mapping[str, Mapping[str, Window]] = MappingProxyType(
                     init-only
                 """,
                 LATER: """
-                    conntrack-tcp-be-liberal conntrack-udp-timeout conntrack-udp-timeout-stream
-                    log-json-info-buffer-size log-json-split-stream log-text-info-buffer-size
-                    log-text-split-stream
+                    boot-id-file conntrack-tcp-be-liberal conntrack-udp-timeout
+                    conntrack-udp-timeout-stream log-json-info-buffer-size log-json-split-stream
+                    log-text-info-buffer-size log-text-split-stream machine-id-file
                 """,
                 (None, 25): _KLOG,
             },
