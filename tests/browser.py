@@ -104,7 +104,7 @@ def opened(text: str, folder: Path, name: str = "page") -> Opened:
         f"--user-data-dir={folder / 'profile'}", f"--window-size={WIDTH},{HEIGHT}",
     ]  # fmt: skip
     document = _run([*command, "--dump-dom", page.as_uri()])
-    found = re.search(r'<pre id="measured">(.*?)</pre>', document, re.S)
+    found = re.search(r'<pre id="measured"[^>]*>(.*?)</pre>', document, re.S)
     assert found, document[-2000:]
     _run([*command, f"--screenshot={folder / f'{name}.png'}", page.as_uri()])
     assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
