@@ -46,7 +46,7 @@ def cri(version: str, **settings) -> dict:
 
 def test_what_each_role_gets():
     assert view("salt") == {}
-    assert set(view("Node1")) == {"network", "components", "images"}
+    assert set(view("Node1")) == {"network", "components", "images", "labels"}
     assert view("master1") == {"network": {"kind": "routes", "node": False, "interface": None}}
     assert set(view("all")["components"]) == {"containerd", "kubelet", "kube-proxy"}
     assert view("all")["network"]["interface"] == "bond0"
