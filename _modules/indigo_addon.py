@@ -9,6 +9,7 @@ Source: kubernetes.io "Server-Side Apply"; kubectl's ``diff`` and ``apply`` with
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import json
@@ -18,6 +19,7 @@ import secrets
 import shutil
 import socket
 import ssl
+import string
 import struct
 import subprocess
 import tarfile
@@ -479,6 +481,57 @@ def remove(name: str, objects: Iterable[Iterable[str]]) -> None:
     _delete({identity(inventory(name, ()))})
 
 
+def has_secret(namespace: str, name: str) -> bool:
+    """Whether a Secret is in the cluster.
+
+    Raises:
+        CommandExecutionError: The API does not answer.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.has_secret grafana grafana-admin
+    """
+    path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+    status = __salt__["indigo_kube.request"]("GET", path, server=_server())["status"]
+    if status not in (200, 404):
+        raise CommandExecutionError(f"{path} answered {status}")
+    return bool(status == 200)
+
+
+def make_secret(namespace: str, name: str, keys: Iterable[str]) -> None:
+    """Make a Secret whose values are made up here and are nowhere but in the cluster.
+
+    Args:
+        namespace: Its namespace, which exists.
+        name: Its name.
+        keys: What it holds; each gets 32 letters and digits.
+
+    Raises:
+        CommandExecutionError: The API refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt master1 indigo_addon.make_secret grafana grafana-admin '[password]'
+    """
+    letters = string.ascii_letters + string.digits
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "stringData": {key: "".join(secrets.choice(letters) for _ in range(32)) for key in keys},
+    }
+    path = f"/api/v1/namespaces/{namespace}/secrets"
+    answer = __salt__["indigo_kube.request"]("POST", path, manifest, server=_server())
+    # Made by another run meanwhile: that one stays.
+    if answer["status"] not in (201, 409):
+        told = answer["body"].get("message", answer["status"])
+        raise CommandExecutionError(f"Secret {namespace}/{name} cannot be made: {told}")
+
+
 def works() -> dict[str, str]:
     """Whether each declared add-on and service does what it is for: empty, or what is wrong.
 
@@ -798,15 +851,22 @@ def _metrics(settings: Mapping[str, Any]) -> str:
     return ""
 
 
-def _asked(url: str, key: str = "data", timeout: float = 5) -> Any:
+def _asked(
+    url: str,
+    key: str | None = "data",
+    timeout: float = 5,
+    headers: Mapping[str, str] | None = None,
+) -> Any:
     """What an answer in JSON has under a key; Prometheus' API has all under ``data``.
 
     Raises:
         CommandExecutionError: No answer, or an error.
     """
     try:
-        with _OPENER.open(url, timeout=timeout) as answer:
-            return json.load(answer)[key]
+        question = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 - of a pod
+        with _OPENER.open(question, timeout=timeout) as answer:
+            found = json.load(answer)
+            return found if key is None else found[key]
     except (OSError, ValueError, KeyError) as err:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
 
@@ -824,6 +884,85 @@ def _long_term(settings: Mapping[str, Any]) -> str:
     lately = 'SELECT last("value") FROM "up" WHERE time > now() - 10m'
     if settings["fed"] and not _answered(base, lately, db=database):
         return f"{addresses[0]} got nothing from Prometheus in the last ten minutes"
+    return ""
+
+
+def _alarm(settings: Mapping[str, Any]) -> str:
+    """Every replica of Alertmanager knows the others, and has the alert that always fires."""
+    addresses = _addresses("alerting", "alertmanager", "web")
+    wanted = settings["replicas"]
+    if len(addresses) < wanted:
+        return f"the service alertmanager leads to {len(addresses)} of {wanted} replicas"
+    for address in addresses:
+        base = f"http://{address}:{settings['port']}/api/v2"
+        peers = len(_asked(f"{base}/status", "cluster").get("peers", ()))
+        if wanted > 1 and peers < wanted:
+            return f"{address} knows of {peers} of {wanted} replicas"
+        named = urllib.parse.quote('alertname="Watchdog"')
+        if not _asked(f"{base}/alerts?filter={named}", None):
+            return f"{address} has got no alert from Prometheus, not even the one that always fires"
+    return ""
+
+
+def _dashboards(settings: Mapping[str, Any]) -> str:
+    """Grafana has every dashboard, and gets answers from Prometheus."""
+    addresses = _addresses("grafana", "grafana", "web")
+    if not addresses:
+        return "the service grafana leads to no pod"
+    headers = _as("admin", "grafana", "grafana-admin", "password")
+    base = f"http://{addresses[0]}:{settings['port']}/api"
+    there = {one["uid"] for one in _asked(f"{base}/search?tag=indigo", None, headers=headers)}
+    missing = sorted(set(settings["dashboards"]) - there)
+    if missing:
+        return f"{addresses[0]} has no dashboard {', '.join(missing)}"
+    said = _asked(f"{base}/datasources/uid/prometheus/health", None, headers=headers)
+    if said.get("status") != "OK":
+        return f"{addresses[0]} gets no answers from Prometheus: {said.get('message')}"
+    return ""
+
+
+def _as(user: str, namespace: str, name: str, key: str) -> dict[str, str]:
+    """What a request carries of a user whose password is in a Secret."""
+    path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
+    data = __salt__["indigo_kube.get"](path, server=_server())["data"]
+    pair = f"{user}:".encode() + base64.b64decode(data[key])
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _lines(settings: Mapping[str, Any]) -> str:
+    """Lines of every node came lately, and the oldest go when they are as old as declared."""
+    addresses = _addresses("logging", "elasticsearch", "http")
+    if not addresses:
+        return "the service elasticsearch leads to no pod"
+    headers = _as("elastic", "logging", "logging", "elastic")
+    base = f"http://{addresses[0]}:{settings['port']}"
+    name = settings["lifecycle"]
+    policies = _asked(f"{base}/_ilm/policy/{name}", None, headers=headers)
+    age = policies[name]["policy"]["phases"].get("delete", {}).get("min_age")
+    if age != settings["age"]:
+        return f"{addresses[0]} deletes lines after {age}, not after {settings['age']}"
+    question = {
+        "size": 0,
+        "query": {"range": {"@timestamp": {"gte": "now-10m"}}},
+        "aggs": {"nodes": {"terms": {"field": "node", "size": 10000}}},
+    }
+    asked = {"source": json.dumps(question), "source_content_type": "application/json"}
+    url = f"{base}/{settings['streams']}/_search?{urllib.parse.urlencode(asked)}"
+    found = _asked(url, "aggregations", headers=headers)["nodes"]["buckets"]
+    missing = sorted(set(settings["nodes"]) - {one["key"] for one in found})
+    return f"no line came from {', '.join(missing)} in the last ten minutes" if missing else ""
+
+
+def _browser(settings: Mapping[str, Any]) -> str:
+    """Every replica of Headlamp serves its page, and reaches the API for whoever has a token."""
+    addresses = _addresses("headlamp", "headlamp", "web")
+    if len(addresses) < settings["replicas"]:
+        return f"the service headlamp leads to {len(addresses)} of {settings['replicas']} replicas"
+    for address in addresses:
+        # The API says this to anybody.
+        found = _asked(f"http://{address}:4466/clusters/main/version", "gitVersion")
+        if not str(found).startswith("v1."):
+            return f"{address} got {found!r} for the API's version"
     return ""
 
 
@@ -923,4 +1062,8 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "prometheus": _metrics,
     "influxdb": _long_term,
     INGRESS: _gates,
+    "alertmanager": _alarm,
+    "grafana": _dashboards,
+    "headlamp": _browser,
+    "logging": _lines,
 }

@@ -57,6 +57,41 @@ def present(name: str, manifests: str) -> dict[str, Any]:
     return _told(ret, test, "It is as declared")
 
 
+def secret(name: str, namespace: str, keys: Iterable[str]) -> dict[str, Any]:
+    """A Secret with values that nobody has to choose is in the cluster; one that is there stays.
+
+    Args:
+        name: Of the Secret.
+        namespace: Its namespace.
+        keys: What it must hold.
+
+    Returns:
+        ``changes`` names the Secret, never a value.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The Secret grafana-admin of grafana is in the cluster:
+          indigo_addon.secret:
+            - name: grafana-admin
+            - namespace: grafana
+            - keys: [password]
+    """
+    ret = _result(name)
+    test = bool(__opts__["test"])
+    try:
+        if not __salt__["indigo_addon.has_secret"](namespace, name):
+            ret["changes"] = {f"Secret {namespace}/{name}": "created"}
+            if not test:
+                __salt__["indigo_addon.make_secret"](namespace, name, list(keys))
+    except CommandExecutionError as err:
+        if test:
+            return {**ret, "result": None, "comment": f"Cannot be told yet: {err}"}
+        return {**ret, "result": False, "changes": {}, "comment": str(err)}
+    return _told(ret, test, "It is there")
+
+
 def built(name: str, folder: str, service: Mapping[str, Any]) -> dict[str, Any]:
     """A file has the manifests that a folder of the user's stands for.
 

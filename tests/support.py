@@ -34,3 +34,16 @@ def load(kind: str, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def program(package: str, path: str) -> Path:
+    """A program of a Debian package, unpacked once into the lab's cache and not installed."""
+    from lab.indigo_lab import debian
+    from lab.indigo_lab.base import cache
+
+    folder = cache("tools", f"{package}-{debian.release()}")
+    if not (folder / path).exists():
+        apt = debian.Apt()
+        apt.update()
+        debian.unpack(apt.single([package])[package], folder)
+    return folder / path

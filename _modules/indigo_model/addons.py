@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import images, ingress, monitoring, versions
+from . import alerting, dashboards, images, ingress, logs, monitoring, versions
 from .cluster import Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
@@ -22,6 +22,10 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "prometheus": monitoring.DEFAULTS,
         "influxdb": monitoring.INFLUXDB,
         ingress.NAME: ingress.DEFAULTS,
+        "alertmanager": alerting.DEFAULTS,
+        "grafana": dashboards.DEFAULTS,
+        "headlamp": MappingProxyType({"replicas": None, "host": None}),
+        "logging": logs.DEFAULTS,
     }
 )
 
@@ -104,6 +108,8 @@ def _settings(cluster: Cluster, name: str, given: Mapping[str, Any]) -> dict[str
         "images": images.of_addon(cluster, name),
         # PodDisruptionBudget left v1beta1 in 1.21.
         "policy": "policy/v1" if minor >= 21 else "policy/v1beta1",
+        # Whence hosts come: checks, and what is sent to pods through a host.
+        "lans": list(cluster.lans) or [f"{one.address}/32" for one in cluster.hosts.values()],
     }
     return {**settings, **_DERIVED[name](cluster, settings)}
 
@@ -119,10 +125,19 @@ def _metrics_server(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, 
     return {"replicas": settings["replicas"] or min(2, max(1, len(nodes))), "nodes": nodes}
 
 
+def _headlamp(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
+    nodes = len(cluster.with_role("node"))
+    return {"replicas": settings["replicas"] or min(2, max(1, nodes))}
+
+
 _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] = {
     "coredns": _coredns,
     "metrics-server": _metrics_server,
     "prometheus": monitoring.settings,
     "influxdb": monitoring.influxdb,
     ingress.NAME: ingress.settings,
+    "alertmanager": alerting.settings,
+    "grafana": dashboards.settings,
+    "headlamp": _headlamp,
+    "logging": logs.settings,
 }

@@ -1,27 +1,24 @@
-"""What Prometheus scrapes, what it alerts on, and where it keeps what it found.
+"""What Prometheus scrapes, and where it keeps what it found.
 
 Its configuration is computed here as data; the manifests only print it. Every host of the cluster
-is scraped at what its roles run, by its declared address; pods as the API lists them. Alerts are
-on what ``salt-run indigo.status`` checks, as far as a metric shows it.
+is scraped at what its roles run, by its declared address; pods as the API lists them. What it
+alerts on is in :mod:`alerting`.
 
-Sources: Prometheus' "Configuration" (``file_sd_config``) and "Alerting rules"; the metrics' names
-are those of etcd 3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex`` and
-node_exporter 1.
+Source: Prometheus' "Configuration" (``file_sd_config``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
 import netaddr
 
+from . import alerting, disks
 from .cluster import API_PORT, Cluster, Host
 from .etcd import metrics_url
 from .lb import METRICS_PORT as HAPROXY_PORT
@@ -43,6 +40,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "memory": "1Gi",
         "storage_class": None,
         "pods": True,
+        "targets": (),
     }
 )
 
@@ -53,96 +51,6 @@ INFLUXDB: Mapping[str, Any] = MappingProxyType(
 
 INFLUXDB_PORT = 8086
 DATABASE = "prometheus"
-
-
-@dataclass(frozen=True)
-class Alert:
-    """One alert: what is wrong while the expression has a result for so long.
-
-    Which host it is about is in its labels.
-    """
-
-    name: str
-    expression: str
-    lasting: str
-    severity: str
-    summary: str
-
-
-#: What ``indigo.status`` would call a problem, as metrics show it.
-ALERTS: tuple[Alert, ...] = (
-    Alert(
-        "TargetDown",
-        "up == 0",
-        "2m",
-        "warning",
-        "a target is not scraped",
-    ),
-    Alert(
-        "EtcdMemberDown",
-        'up{job="etcd"} == 0',
-        "1m",
-        "critical",
-        "etcd does not answer there",
-    ),
-    Alert(
-        "EtcdNoLeader",
-        "etcd_server_has_leader == 0",
-        "30s",
-        "critical",
-        "that member of etcd knows of no leader",
-    ),
-    Alert(
-        "EtcdDatabaseNearQuota",
-        "etcd_mvcc_db_total_size_in_bytes / etcd_server_quota_backend_bytes > 0.8",
-        "10m",
-        "critical",
-        "etcd's database takes more than four fifths of its quota",
-    ),
-    Alert(
-        "APIServerDown",
-        'up{job="kube-apiserver"} == 0',
-        "1m",
-        "critical",
-        "the API server does not answer there",
-    ),
-    Alert(
-        "MasterNotServed",
-        'max by (server) (haproxy_server_status{proxy="masters",state="UP"}) == 0',
-        "1m",
-        "critical",
-        "no load balancer sends requests to that master",
-    ),
-    Alert(
-        "LoadBalancerDown",
-        'up{job="haproxy"} == 0',
-        "1m",
-        "critical",
-        "haproxy does not answer there",
-    ),
-    Alert(
-        "NobodyLeads",
-        'max by (name) (leader_election_master_status{job=~"kube-(controller-manager|scheduler)"})'
-        " < 1",
-        "1m",
-        "critical",
-        "none of that component leads",
-    ),
-    Alert(
-        "NodeDown",
-        'up{job="kubelet"} == 0',
-        "1m",
-        "critical",
-        "kubelet does not answer there",
-    ),
-    Alert(
-        "DiskNearlyFull",
-        'node_filesystem_avail_bytes{mountpoint="/"} / node_filesystem_size_bytes < 0.1',
-        "10m",
-        "warning",
-        "less than a tenth of the root file system is free",
-    ),
-)
 
 
 def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,9 +67,9 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         must reach.
     """
     config = json.dumps(configuration(cluster, given), indent=1)
-    rules = json.dumps(alerts(), indent=1)
-    claims, volumes = _storage(given)
-    listed = targets(cluster)
+    rules = json.dumps(alerting.rules(cluster), indent=1)
+    claims, volumes = disks.storage(given)
+    listed = targets(cluster) | others(given)
     return {
         "replicas": given["replicas"] or min(2, max(1, len(cluster.with_role("node")))),
         "config": config,
@@ -169,14 +77,14 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         "digest": hashlib.sha256((config + rules).encode()).hexdigest()[:16],
         "targets": {f"{name}.json": json.dumps(found, indent=1) for name, found in listed.items()},
         # The rest is for the log of what was not compacted yet, which does not count.
-        "keep": f"{_mebibytes(given['size']) * 8 // 10}MB",
+        "keep": f"{disks.mebibytes(given['size']) * 8 // 10}MB",
         "claims": claims,
         "volumes": volumes,
         "port": NODE_EXPORTER_PORT,
         "expect": {
             job: [one["labels"]["host"] for one in listed[file]]
             for job, file in _FILES.items()
-            if listed[file]
+            if listed.get(file)
         },
     }
 
@@ -189,7 +97,7 @@ def influxdb(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         (path and query that make the database as declared, however often it is asked),
         ``database``, and ``fed``: whether Prometheus sends its metrics there.
     """
-    claims, volumes = _storage(given)
+    claims, volumes = disks.storage(given)
     statements = (
         f"CREATE DATABASE {DATABASE}; "
         f"ALTER RETENTION POLICY autogen ON {DATABASE} DURATION {_weeks(given['retention'])}"
@@ -241,46 +149,6 @@ def _remote(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _mebibytes(size: str) -> int:
-    """A size of the cluster file in MiB.
-
-    >>> _mebibytes("4Gi")
-    4096
-    """
-    number, unit = re.fullmatch(r"(\d+)(Mi|Gi|Ti)", size).groups()  # type: ignore[union-attr]
-    return int(number) * {"Mi": 1, "Gi": 1024, "Ti": 1024**2}[unit]
-
-
-def _storage(given: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Claims and volumes: a disk of the class that the site named, or the node's own."""
-    if not given["storage_class"]:
-        return [], [{"name": "data", "emptyDir": {"sizeLimit": given["size"]}}]
-    claim = {
-        "metadata": {"name": "data"},
-        "spec": {
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": given["storage_class"],
-            "resources": {"requests": {"storage": given["size"]}},
-        },
-    }
-    return [claim], []
-
-
-def alerts() -> dict[str, Any]:
-    """The file of alerting rules."""
-    rules = [
-        {
-            "alert": one.name,
-            "expr": one.expression,
-            "for": one.lasting,
-            "labels": {"severity": one.severity},
-            "annotations": {"summary": one.summary},
-        }
-        for one in ALERTS
-    ]
-    return {"groups": [{"name": "indigo", "rules": rules}]}
-
-
 #: Jobs, and the file with the targets of each.
 _FILES: Mapping[str, str] = MappingProxyType(
     {
@@ -292,6 +160,7 @@ _FILES: Mapping[str, str] = MappingProxyType(
         "kubelet": "kubelet",
         "cadvisor": "kubelet",
         "node-exporter": "node-exporter",
+        "others": "others",
     }
 )
 
@@ -336,6 +205,16 @@ def targets(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
+def others(given: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What the site wants scraped beside the cluster's own, as one more file, or none.
+
+    >>> others({"targets": ["10.0.0.5:9100"]})
+    {'others': [{'targets': ['10.0.0.5:9100'], 'labels': {'host': '10.0.0.5:9100'}}]}
+    """
+    groups = [{"targets": [one], "labels": {"host": one}} for one in given["targets"]]
+    return {"others": groups} if groups else {}
+
+
 def _group(host: Host, target: str) -> dict[str, Any]:
     return {"targets": [target], "labels": {"host": host.name}}
 
@@ -363,9 +242,12 @@ def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
             "job_name": job,
             **(secured if job in _SECURED else {}),
             **({"metrics_path": "/metrics/cadvisor"} if job == "cadvisor" else {}),
+            # Of the hosts that those metrics are about, and not of the one that tells them.
+            **({"honor_labels": True} if job == "others" else {}),
             "file_sd_configs": [{"files": [f"/etc/prometheus-targets/{file}.json"]}],
         }
         for job, file in _FILES.items()
+        if job != "others" or given["targets"]
     ]
     if given["pods"]:
         jobs.append(_pods())
@@ -379,6 +261,7 @@ def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         },
         "rule_files": ["/etc/prometheus/rules.yaml"],
         "scrape_configs": jobs,
+        **alerting.receivers(cluster),
         **(_remote(cluster) if "influxdb" in cluster.addons else {}),
     }
 

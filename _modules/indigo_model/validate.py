@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import artifacts, etcd, images, ingress, monitoring
+from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -624,6 +624,8 @@ def _matching(pattern: str, what: str, example: str) -> Check:
 _size = _matching(r"[1-9]\d{0,5}(Mi|Gi|Ti)", "a size in Mi, Gi or Ti", "4Gi")
 _span_of_time = _matching(r"[1-9]\d{0,4}[hdwy]", "a time in h, d, w or y", "15d")
 _secret_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a Secret's name", "site")
+_target = _matching(r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}", "an address and a port", "10.0.0.5:9100")
+_url = _matching(r"https?://[^\s/]+(/\S*)?", "a URL", "http://10.0.0.5:8080/alerts")
 _class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
 
 
@@ -1315,6 +1317,19 @@ KEYS: tuple[Key, ...] = (
         check=_boolean,
     ),
     Key(
+        "addons.prometheus.targets",
+        "list",
+        "What is scraped beside the cluster's own at `/metrics`, over plain HTTP, such as the file "
+        "that `salt-run indigo.metrics` writes.",
+        default="none",
+    ),
+    Key(
+        "addons.prometheus.targets[]",
+        "address:port",
+        "One of them.",
+        check=_target,
+    ),
+    Key(
         "addons.influxdb",
         "mapping",
         "The long term of what Prometheus finds, in InfluxDB; `{}` is enough. See "
@@ -1427,6 +1442,175 @@ KEYS: tuple[Key, ...] = (
         "Memory that each controller may take.",
         default=f"`{ingress.DEFAULTS['memory']}`",
         check=_size,
+    ),
+    Key(
+        "addons.alertmanager",
+        "mapping",
+        "Tells people of alerts, by Alertmanager; `{}` is enough to see them. See "
+        "[monitoring.md](operations/monitoring.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.alertmanager.replicas",
+        "1 to 3",
+        "How many of them run, on different nodes; they tell each other what was sent.",
+        default="two, where there are two nodes",
+        check=_integer(1, 3),
+    ),
+    Key(
+        "addons.alertmanager.webhooks",
+        "list",
+        "Who is told, by a POST of JSON.",
+        default="none",
+    ),
+    Key(
+        "addons.alertmanager.webhooks[]",
+        "URL",
+        "One of them. A URL that is a secret belongs into `secret`.",
+        check=_url,
+    ),
+    Key(
+        "addons.alertmanager.watchdog",
+        "URL",
+        "Who is told each minute that alerts arrive, and misses it when they no longer do.",
+        default="nobody",
+        check=_url,
+    ),
+    Key(
+        "addons.alertmanager.wait",
+        "0 to 3600, whole",
+        "Seconds to collect alerts of one kind before the first message.",
+        default=str(alerting.DEFAULTS["wait"]),
+        check=_integer(0, 3600),
+    ),
+    Key(
+        "addons.alertmanager.secret",
+        "DNS label",
+        "A Secret of your own in the namespace `alerting` whose `alertmanager.yaml` is the whole "
+        "configuration: `webhooks`, `watchdog` and `wait` are then not used.",
+        default="none",
+        check=_name,
+    ),
+    Key(
+        "addons.alertmanager.size",
+        "size",
+        "Room of silences and of what was sent, in Mi, Gi or Ti.",
+        default=f"`{alerting.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.alertmanager.storage_class",
+        "StorageClass",
+        "Where they lie.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "addons.grafana",
+        "mapping",
+        "Dashboards of every layer of the cluster, by Grafana; `{}` is enough. It needs "
+        "`prometheus`. See [dashboards.md](operations/dashboards.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.grafana.memory",
+        "size",
+        "Memory that it may take.",
+        default=f"`{dashboards.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.grafana.size",
+        "size",
+        "Room of what people make in it: users, dashboards of their own.",
+        default=f"`{dashboards.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.grafana.storage_class",
+        "StorageClass",
+        "Where that lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "addons.grafana.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to it; without one see it through "
+        "`kubectl port-forward`.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "addons.headlamp",
+        "mapping",
+        "The cluster in a browser, by Headlamp; `{}` is enough. See "
+        "[dashboards.md](operations/dashboards.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.headlamp.replicas",
+        "1 to 5",
+        "How many of them run, on different nodes.",
+        default="two, where there are two nodes",
+        check=_integer(1, 5),
+    ),
+    Key(
+        "addons.headlamp.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to it; without one see it through "
+        "`kubectl port-forward`.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "addons.logging",
+        "mapping",
+        "Lines of pods and nodes, by Fluent Bit, Elasticsearch and Kibana; `{}` is enough. See "
+        "[logging.md](operations/logging.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.logging.retention",
+        "time",
+        "How long lines are kept, in h, d, w or y.",
+        default=f"`{logs.DEFAULTS['retention']}`",
+        check=_span_of_time,
+    ),
+    Key(
+        "addons.logging.size",
+        "size",
+        "Room of all lines, in Mi, Gi or Ti.",
+        default=f"`{logs.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.logging.memory",
+        "size",
+        "Memory of Elasticsearch; half of it is for Java.",
+        default=f"`{logs.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "addons.logging.storage_class",
+        "StorageClass",
+        "Where the lines lie.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "addons.logging.kibana",
+        "boolean",
+        "Whether Kibana shows them.",
+        default="true",
+        check=_boolean,
+    ),
+    Key(
+        "addons.logging.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to Kibana.",
+        default="none",
+        check=_domain,
     ),
     Key(
         "services",
@@ -1889,6 +2073,20 @@ def _firewall_relations(known: _Known) -> Iterator[str]:
     )
 
 
+def _addon_relations(known: _Known) -> Iterator[str]:
+    wanted = known.document.get("addons")
+    if not isinstance(wanted, Mapping) or "prometheus" in wanted:
+        return
+    for name in ("alertmanager", "grafana"):
+        if name in wanted:
+            yield _problem(
+                f"addons.{name}",
+                "no addons.prometheus beside it",
+                "Prometheus, whose alerts and metrics it shows",
+                "add `prometheus: {}`, or take it out",
+            )
+
+
 def _version_relations(known: _Known) -> Iterator[str]:
     if "versions" in known.document and not isinstance(known.document["versions"], Mapping):
         return
@@ -2107,6 +2305,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _vip_relations,
     _network_relations,
     _firewall_relations,
+    _addon_relations,
     _version_relations,
     _override_relations,
     _timer_relations,

@@ -55,6 +55,16 @@ The certificate of {{ name }} is in the cluster:
       - sls: common.certificates
       - indigo_addon: {{ name }} is in the cluster
 {% endfor %}
+
+{% for secret, made in addon.get('passwords', {}).items() %}
+The Secret {{ secret }} of {{ name }} is in the cluster:
+  indigo_addon.secret:
+    - name: {{ secret }}
+    - namespace: {{ made.namespace }}
+    - keys: {{ made['keys'] | tojson }}
+    - require:
+      - indigo_addon: {{ name }} is in the cluster
+{% endfor %}
 {% endfor %}
 
 {% for name, service in indigo.addons.services.items() %}

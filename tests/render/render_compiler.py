@@ -18,8 +18,8 @@ from typing import Any
 import salt.config
 import salt.loader
 import salt.state
+from indigo_model import addons, derive, validate, versions
 from indigo_model import cluster as model
-from indigo_model import derive, validate, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,13 +108,8 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {
-            "coredns": {},
-            "metrics-server": {},
-            "prometheus": {},
-            "influxdb": {},
-            "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
-        },
+        "addons": {name: {} for name in addons.ADDONS}
+        | {"ingress": {"tcp": [{"port": 5432, "node_port": 30432}]}},
         "services": {"wiki": {"source": "salt://addons/files"}},
     }
 

@@ -62,7 +62,7 @@ def test_every_addon_takes_its_images_from_the_table():
         assert settings["images"]
         text = (ROOT / "salt" / "addons" / name / "manifests.yaml.jinja").read_text()
         named = re.findall(r"^ +image: (.*)$", text, re.MULTILINE)
-        assert len(named) == len(settings["images"])
+        assert len(set(named)) == len(settings["images"])
         assert all(one.startswith("{{ addon.images") for one in named)
 
 

@@ -153,24 +153,6 @@ def test_without_it_the_ports_are_as_they_were():
     assert not [row for row in rows if "rometheus" in row.why]
 
 
-# --- alerts --------------------------------------------------------------------------------------
-
-
-def test_alerts_have_different_names_and_say_what_is_wrong():
-    rules = json.loads(wanted()["rules"])["groups"][0]["rules"]
-    assert len({rule["alert"] for rule in rules}) == len(rules) == len(monitoring.ALERTS)
-    assert all(rule["annotations"]["summary"] and rule["labels"]["severity"] for rule in rules)
-
-
-def test_alerts_name_only_jobs_that_are_scraped():
-    jobs = set(wanted()["expect"])
-    for alert in monitoring.ALERTS:
-        for job in re.findall(r'job="([^"]+)"', alert.expression):
-            assert job in jobs, alert
-        for pattern in re.findall(r'job=~"([^"]+)"', alert.expression):
-            assert any(re.fullmatch(pattern, job) for job in jobs), alert
-
-
 # --- the check -----------------------------------------------------------------------------------
 
 

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jinja2
 import kubernetes_validate
+import kubernetes_validate.utils
 import pytest
 import yaml
 from indigo_model import addons, versions
 from indigo_model.cluster import Cluster, Host, Vip
 from support import ROOT
 
+# It would read all definitions of a release anew for each object.
+kubernetes_validate.utils.schema_contents = functools.cache(
+    kubernetes_validate.utils.schema_contents
+)
+
 #: The package has these; what the lab runs on 1.20 the API server itself has seen.
 FIRST = 25
 
-DISKS = {name: {"storage_class": "fast"} for name in ("prometheus", "influxdb")}
+DISKS = {
+    name: {"storage_class": "fast"}
+    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging")
+}
+
+#: All that a site may set and that makes other objects.
+MORE = DISKS | {
+    "alertmanager": DISKS["alertmanager"] | {"secret": "mine"},
+    "grafana": DISKS["grafana"] | {"host": "grafana.example.org"},
+    "headlamp": {"host": "headlamp.example.org"},
+    "logging": DISKS["logging"] | {"host": "logs.example.org"},
+}
+
+#: Pods that are root, and why.
+ROOT_PODS = {"fluent-bit": "logs of pods are root's alone"}
 
 
 #: Of the node: with them it carries the add-on `ingress`, without them nobody does.
@@ -43,7 +64,7 @@ def manifests(minor: int, labels: Any = GATE, **wanted: Any) -> dict[str, list[d
     return rendered
 
 
-@pytest.mark.parametrize("wanted", [{}, DISKS, {"labels": {}}], ids=["plain", "disks", "bare"])
+@pytest.mark.parametrize("wanted", [{}, MORE, {"labels": {}}], ids=["plain", "more", "bare"])
 @pytest.mark.parametrize("minor", range(FIRST, versions.LAST_MINOR + 1))
 def test_every_manifest_is_as_the_release_wants_it(minor, wanted):
     for objects in manifests(minor, **wanted).values():
@@ -70,9 +91,10 @@ def test_every_pod_keeps_to_what_all_addons_promise(minor):
             pod = one["spec"]["template"]["spec"]
             if one["spec"].get("replicas", 1) > 1:
                 assert pod["topologySpreadConstraints"], name
-            assert pod["securityContext"]["runAsNonRoot"] is True
+            root = pod["securityContext"].get("runAsNonRoot") is not True
+            assert root == (one["metadata"]["name"] in ROOT_PODS), name
             assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-            for container in pod["containers"]:
+            for container in pod["containers"] + pod.get("initContainers", []):
                 context = container["securityContext"]
                 assert context["allowPrivilegeEscalation"] is False
                 assert context["readOnlyRootFilesystem"] is True

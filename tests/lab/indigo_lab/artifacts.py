@@ -18,7 +18,20 @@ from .base import LabError, cache, digest, remove_tree, run, say, sha256, write
 from .topology import MIRROR_URL
 
 # Images of add-ons that `--images` may bring, by the end of their names.
-ADDONS = ("coredns", "metrics-server", "prometheus", "node-exporter", "influxdb", "traefik")
+ADDONS = (
+    "coredns",
+    "metrics-server",
+    "prometheus",
+    "node-exporter",
+    "influxdb",
+    "traefik",
+    "alertmanager",
+    "grafana",
+    "headlamp",
+    "fluent-bit",
+    "elasticsearch",
+    "kibana",
+)
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
 UPSTREAM = {

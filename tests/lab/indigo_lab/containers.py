@@ -24,12 +24,14 @@ class Program:
         package: Debian's.
         path: of the program in the package.
         entry: its path in the image, which is that of upstream's image.
+        more: what else the program reads, at the package's own paths.
     """
 
     name: str
     package: str
     path: str
     entry: str
+    more: tuple[str, ...] = ()
 
 
 PROGRAMS = (
@@ -39,6 +41,17 @@ PROGRAMS = (
         "prometheus-node-exporter",
         "usr/bin/prometheus-node-exporter",
         "bin/node_exporter",
+    ),
+    Program(
+        "alertmanager",
+        "prometheus-alertmanager",
+        "usr/bin/prometheus-alertmanager",
+        "bin/alertmanager",
+        # Upstream's program has these in itself.
+        (
+            "usr/share/prometheus/alertmanager/default.tmpl",
+            "usr/share/prometheus/alertmanager/email.tmpl",
+        ),
     ),
     Program("influxdb", "influxdb", "usr/bin/influxd", "usr/bin/influxd"),
 )
@@ -69,7 +82,8 @@ def built(arch: str) -> dict[str, tuple[str, Path]]:
         files = debian.unpack(packages[one.package], work / one.package)
         version = debian.upstream_version(packages[one.package])
         reference = f"indigo.lab/{one.name}:{version}"
-        layer = archives.tar(members(files / one.path, one.entry, libraries))
+        more = {path: files / path for path in one.more}
+        layer = archives.tar(members(files / one.path, one.entry, libraries | more))
         archive = cache("archives", f"image-{one.name}-{version}-{arch}-{digest(layer)}.tar")
         archive.write_bytes(
             archives.docker_archive(reference, layer, arch=arch, command=[f"/{one.entry}"])
