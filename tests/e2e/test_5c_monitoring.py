@@ -1,4 +1,4 @@
-"""Prometheus and InfluxDB by a key each: all of the cluster is scraped, and kept.
+"""Prometheus, InfluxDB and Alertmanager by a key each: all is scraped, kept, and told.
 
 They change, break and go by themselves.
 
@@ -8,6 +8,7 @@ pods (``pods: false``); all other jobs are as upstream's image would run them.
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from urllib.parse import urlencode
@@ -16,11 +17,39 @@ import pytest
 import yaml
 from cluster import changes, deploy, kubectl, ready_nodes, status, until, well
 from indigo_lab.base import state
+from indigo_model import dashboards
 
 PROFILE = "compact"
-SETTINGS = {"interval": 5, "pods": False, "size": "256Mi", "memory": "512Mi"}
+SITE = "10.77.0.5:9111"  # the Salt master: shows metrics and is told of alerts
+SETTINGS = {
+    "interval": 5,
+    "pods": False,
+    "size": "256Mi",
+    "memory": "512Mi",
+    "targets": [SITE],
+}
 CHANGED = SETTINGS | {"retention": "3d"}
 ARCHIVE = {"size": "256Mi", "memory": "512Mi"}
+ALARM = {"webhooks": [f"http://{SITE}/alerts"], "watchdog": f"http://{SITE}/alive", "wait": 1}
+
+#: What a site has of its own: a file that is shown, and a receiver that notes what it is told.
+SERVER = """
+import http.server, json
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.answer(open("/run/shown/indigo.prom", "rb").read())
+    def do_POST(self):
+        told = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with open("/run/shown/told", "a") as file:
+            for alert in told["alerts"]:
+                file.write(json.dumps([self.path, alert["status"], alert["labels"]]) + "\\n")
+        self.answer(b"")
+    def answer(self, body):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+http.server.ThreadingHTTPServer(("10.77.0.5", 9111), Handler).serve_forever()
+"""
 
 #: What is on each host: every role has its job.
 JOBS = {
@@ -32,15 +61,23 @@ JOBS = {
     "kubelet": 3,
     "cadvisor": 3,
     "node-exporter": 3,
+    "others": 1,
 }
 
+#: All that is wanted here, each of which has an image.
+ADDONS = ("prometheus", "influxdb", "alertmanager")
 
-def declare(lab, settings, **images):
-    """Want Prometheus with these settings and InfluxDB, or, with None, neither."""
+#: Those and what is applied only.
+NAMES = (*ADDONS, "grafana", "headlamp", "logging", "grafana-admin")
+
+
+def declare(lab, settings, more=(), **images):
+    """Want Prometheus with these settings, all else and more, or, with None, nothing."""
     document = yaml.safe_load(lab.cluster_file.read_text())
     document.pop("addons", None)
     if settings is not None:
-        document["addons"] = {"prometheus": settings, "influxdb": ARCHIVE}
+        wanted = {"prometheus": settings, "influxdb": ARCHIVE, "alertmanager": ALARM}
+        document["addons"] = wanted | {name: {} for name in more}
     document["images"].update(images)
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
@@ -51,7 +88,7 @@ def applied(lab, *arguments):
     done = lab.salt("host1", "state.apply", "addons", *arguments, "--out=json", timeout=300)
     found = {}
     for one in json.loads(done.stdout)["host1"].values():
-        if one["name"] in ("prometheus", "influxdb") or one["name"].startswith("No other"):
+        if one["name"] in NAMES or one["name"].startswith("No other"):
             found |= one["changes"]
             assert one["result"] is not False, one["comment"]
     return done.returncode, found
@@ -81,6 +118,19 @@ def fetched(lab, url):
     return json.loads(lab.exec("host3", ["python3", "-c", ask], timeout=30, check=True).stdout)
 
 
+def shown(lab):
+    """Have the status shown as metrics."""
+    done = lab.salt_run("indigo.metrics", "path=/run/shown/indigo.prom", timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def told(lab, path):
+    """What the site's receiver was told under a path: status and labels of each alert."""
+    text = lab.exec("salt", ["sh", "-c", "cat /run/shown/told 2>/dev/null || true"]).stdout
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [(status, labels) for where, status, labels in rows if where == path]
+
+
 def left(lab):
     """Whatever of the add-on is still in the cluster."""
     kinds = "namespace,clusterrole,clusterrolebinding,configmap,pod,persistentvolumeclaim"
@@ -92,6 +142,10 @@ def left(lab):
         "node-exporter",
         "influxdb",
         "metrics-archive",
+        "alert",
+        "grafana",
+        "headlamp",
+        "logging",
         "indigo-addon",
     )
     names = [name for name in done.stdout.split() if "/system:" not in name]  # Kubernetes' own
@@ -104,7 +158,12 @@ def _deployed(lab):
     if done.code:
         pytest.fail(f"no cluster to bring add-ons to: {done.told}")
     before = lab.cluster_file.read_text()
+    lab.exec("salt", ["mkdir", "-p", "/run/shown"], check=True)
+    command = ["systemd-run", "--unit=site-monitoring", "python3", "-c", SERVER]
+    lab.exec("salt", command, check=True)
+    shown(lab)
     yield
+    lab.exec("salt", ["systemctl", "stop", "site-monitoring"], check=True)
     lab.cluster_file.write_text(before)
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
     done = deploy(lab)
@@ -120,7 +179,7 @@ def test_one_key_and_a_deploy_bring_it(lab, figure):
     figure(f"Prometheus and node-exporter, from one key to all targets up: {done.seconds:.1f} s")
     assert works(lab) == {}
     found = status(lab)
-    assert found["addons"] == {"prometheus": "ok", "influxdb": "ok"}
+    assert found["addons"] == dict.fromkeys(ADDONS, "ok")
     assert found["exit"] == 0, found["problems"]
 
 
@@ -132,10 +191,49 @@ def test_each_replica_reaches_every_host_at_all_that_it_runs(lab):
         assert {one["metric"]["job"]: int(one["value"][1]) for one in up} == JOBS
         pods = query(lab, address, 'count(container_memory_rss{namespace="monitoring"})')
         assert pods and int(pods[0]["value"][1]) >= 2
-        firing = query(lab, address, 'ALERTS{alertstate="firing"}')
+        firing = query(lab, address, 'ALERTS{alertstate="firing",alertname!="Watchdog"}')
         assert firing == []
     exporters = kubectl(lab, "get", "pods", "-n", "monitoring-hosts")["items"]
     assert {pod["spec"]["nodeName"] for pod in exporters} == ready_nodes(lab)
+
+
+def test_every_question_of_the_dashboards_has_an_answer(lab, figure):
+    shown(lab)
+    address = next(iter(replicas(lab)))
+    # Rates need two looks.
+    assert until(lambda: query(lab, address, "rate(node_load1[5m])"), 60, 2)
+    panels = [(name, panel) for name, (_, all_) in dashboards.TABLE.items() for panel in all_]
+    empty = [
+        f"{name}: {panel.title}: {panel.expression}"
+        for name, panel in panels
+        if not query(lab, address, panel.expression)
+        # Nobody has made a backup on this lab.
+        and "backup" not in panel.expression
+    ]
+    assert not empty, "\n".join(empty)
+    figure(f"dashboards: {len(panels)} questions to Prometheus answered")
+
+
+def test_alerts_arrive_and_replicas_tell_each_other(lab):
+    alive = until(lambda: told(lab, "/alive"), 120, 2)
+    assert alive and alive[0][0] == "firing" and alive[0][1]["cluster"] == "lab"
+    pods = kubectl(lab, "get", "pods", "-n", "alerting")["items"]
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
+    first, second = (f"http://{pod['status']['podIP']}:9093/api/v2" for pod in pods)
+    silence = {
+        "matchers": [{"name": "host", "value": "nobody", "isRegex": False}],
+        "startsAt": "2020-01-01T00:00:00Z",
+        "endsAt": "2100-01-01T00:00:00Z",
+        "createdBy": "test",
+        "comment": "test",
+    }
+    post = (
+        "import urllib.request as r; r.urlopen(r.Request("
+        f"{first + '/silences'!r}, {json.dumps(silence).encode()!r}, "
+        "{'Content-Type': 'application/json'}), timeout=5)"
+    )
+    lab.exec("host3", ["python3", "-c", post], timeout=30, check=True)
+    assert until(lambda: fetched(lab, f"{second}/silences"), 30, 1)
 
 
 def test_what_prometheus_finds_is_kept_in_influxdb(lab):
@@ -153,7 +251,7 @@ def test_a_second_run_changes_nothing(lab):
 
 
 def test_no_pod_has_more_rights_than_it_needs(lab):
-    for namespace in ("monitoring", "monitoring-hosts", "metrics-archive"):
+    for namespace in ("monitoring", "monitoring-hosts", "metrics-archive", "alerting"):
         for pod in kubectl(lab, "get", "pods", "-n", namespace)["items"]:
             assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
             for container in pod["spec"]["containers"]:
@@ -168,14 +266,55 @@ def test_no_pod_has_more_rights_than_it_needs(lab):
 def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
     address = next(ip for ip, node in replicas(lab).items() if node != "host3")
     lab.exec("host3", ["systemctl", "stop", "haproxy"], check=True)
-    told = until(
+    missed = until(
         lambda: (found := works(lab).get("prometheus", "")) and "haproxy on host3" in found, 30, 2
     )
-    assert told, works(lab)
+    assert missed, works(lab)
     pending = 'ALERTS{alertname="LoadBalancerDown",host="host3"}'
     assert until(lambda: query(lab, address, pending), 30, 2)
+    # The receiver is told once, though two of Prometheus ask two of Alertmanager to.
+    assert until(lambda: told(lab, "/alerts"), 120, 2)
+    found = [labels for _, labels in told(lab, "/alerts") if labels.get("host") == "host3"]
+    assert [one["alertname"] for one in found] == ["LoadBalancerDown"], found
     lab.exec("host3", ["systemctl", "start", "haproxy"], check=True)
     assert until(lambda: works(lab) == {}, 30, 2), works(lab)
+
+
+def test_what_has_no_image_here_is_accepted_and_says_so(lab):
+    use = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
+    others = [name for name in ("grafana", "headlamp", "logging") if name not in use]
+    declare(lab, SETTINGS, more=others)
+    code, found = applied(lab)
+    assert code == 0
+    assert found["Deployment grafana/grafana"] == "created"
+    assert found["Deployment headlamp/headlamp"] == "created"
+    assert found["Secret grafana/grafana-admin"] == "created"
+    assert found["DaemonSet logging/fluent-bit"] == "created"
+    assert applied(lab) == (0, {})
+    secret = kubectl(lab, "get", "secret", "-n", "grafana", "grafana-admin")["data"]["password"]
+    password = base64.b64decode(secret).decode()
+    assert len(password) == 32
+    seen = lab.exec("salt", ["grep", "-rlF", password, "/var/cache/salt", "/var/log/salt"])
+    assert seen.returncode == 1, seen.stdout
+    kept = lab.exec("host1", ["grep", "-rlF", password, "/etc", "/var/cache/salt", "/var/log/salt"])
+    assert kept.returncode == 1, kept.stdout
+    assert until(lambda: str(works(lab)).count("ImagePull") == len(others), 120, 2), works(lab)
+    # A person who looks sees no Secret.
+    viewer = "--as=system:serviceaccount:headlamp:viewer"
+    assert lab.kubectl("auth", "can-i", "list", "pods", "-A", viewer).stdout.strip() == "yes"
+    assert lab.kubectl("auth", "can-i", "list", "nodes", viewer).stdout.strip() == "yes"
+    for verb, what in (("list", "secrets"), ("delete", "pods"), ("create", "deployments")):
+        assert lab.kubectl("auth", "can-i", verb, what, "-A", viewer).stdout.strip() == "no", what
+    own = "--as=system:serviceaccount:headlamp:headlamp"
+    assert lab.kubectl("auth", "can-i", "list", "pods", "-A", own).stdout.strip() == "no"
+    declare(lab, SETTINGS)
+    code, found = applied(lab)
+    assert (code, found) == (0, dict.fromkeys(others, "removed"))
+    gone = lab.kubectl(
+        "get", "namespace,clusterrole,clusterrolebinding,service", "-A", "-o", "name"
+    )
+    assert gone.returncode == 0
+    assert not [one for one in gone.stdout.split() if any(name in one for name in others)]
 
 
 @pytest.mark.slow
@@ -198,10 +337,10 @@ def test_a_broken_image_fails_that_addon_alone_with_the_reason_of_kubernetes(lab
     where = (
         "StatefulSet metrics-archive/influxdb: 0 of 1 replicas are ready: influxdb-0: influxdb: "
     )
-    told = until(lambda: (found := works(lab)) and "ImagePull" in str(found) and found, 120, 2)
-    assert told, works(lab)
-    assert set(told) == {"influxdb"} and told["influxdb"].startswith(where), told
-    assert "indigo.lab/broken:1" in told["influxdb"]
+    why = until(lambda: (found := works(lab)) and "ImagePull" in str(found) and found, 120, 2)
+    assert why, works(lab)
+    assert set(why) == {"influxdb"} and why["influxdb"].startswith(where), why
+    assert "indigo.lab/broken:1" in why["influxdb"]
     # Of the cluster itself nothing is wrong.
     assert until(lambda: len(status(lab)["problems"]) == 1, 60, 2), status(lab)["problems"]
     assert status(lab)["problems"][0].startswith(f"add-on influxdb: {where}")
@@ -215,7 +354,7 @@ def test_images_are_listed_saved_and_served_from_a_folder(lab):
     done = lab.salt_run("indigo.images", "--out=json", timeout=60)
     listed = json.loads(done.stdout)
     names = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
-    assert set(listed) == {names["prometheus"], names["node-exporter"], names["influxdb"]}
+    assert set(listed) == {names[one] for one in (*ADDONS, "node-exporter")}
     assert all(one["missing"] == [] for one in listed.values()), listed
 
     # On a folder of the host that is the machine's, so that it can be carried from there.
