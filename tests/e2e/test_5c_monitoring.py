@@ -280,6 +280,7 @@ def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
     assert until(lambda: works(lab) == {}, 30, 2), works(lab)
 
 
+@pytest.mark.slow
 def test_what_has_no_image_here_is_accepted_and_says_so(lab):
     use = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
     others = [name for name in ("grafana", "headlamp", "logging") if name not in use]
