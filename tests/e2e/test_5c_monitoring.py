@@ -207,8 +207,9 @@ def test_every_question_of_the_dashboards_has_an_answer(lab, figure):
         f"{name}: {panel.title}: {panel.expression}"
         for name, panel in panels
         if not query(lab, address, panel.expression)
-        # Nobody has made a backup on this lab.
-        and "backup" not in panel.expression
+        # Nobody has made a backup on this lab, and the root of its hosts is an overlay, of which
+        # node-exporter tells nothing.
+        and not any(word in panel.expression for word in ("backup", 'mountpoint="/"'))
     ]
     assert not empty, "\n".join(empty)
     figure(f"dashboards: {len(panels)} questions to Prometheus answered")
