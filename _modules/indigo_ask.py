@@ -70,3 +70,36 @@ def minions(
         for id_, answer in answers.items()
         if isinstance(answer, Mapping) and "ret" in answer
     }
+
+
+def each(
+    targets: Iterable[str], function: str, kwarg: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What minions say, where every one of them must say something good.
+
+    Args:
+        targets: Minion ids.
+        function: What each runs.
+        kwarg: Arguments by name.
+
+    Returns:
+        By minion id what it returned.
+
+    Raises:
+        CommandExecutionError: Some did not answer, or answered with an error: their ids, and what
+            they said.
+
+    Example:
+        ``salt-run salt.cmd indigo_ask.each '[node1]' test.ping``
+    """
+    hosts = list(targets)
+    answers = minions(hosts, function, kwarg=kwarg)
+    bad = [
+        f"{id_}: {answers.get(id_, 'no answer')}"
+        for id_ in hosts
+        # Salt gives the error of a function as its text.
+        if id_ not in answers or isinstance(answers[id_], str)
+    ]
+    if bad:
+        raise CommandExecutionError("; ".join(bad))
+    return answers

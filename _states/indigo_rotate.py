@@ -83,12 +83,17 @@ def told(rotation: Mapping[str, Any] | None, what: str, now: float) -> str:
 # --- asking hosts -----------------------------------------------------------------------------
 
 
-def _one(host: str, function: str, **kwarg: Any) -> dict[str, Any]:
+def _one(host: str, function: str, **kwarg: Any) -> Any:
     """A host's answer; its error is raised."""
-    said = __salt__["indigo_ask.minions"]([host], function, kwarg=kwarg).get(host)
-    if not isinstance(said, Mapping):
-        raise CommandExecutionError(f"{host}: {said or 'no answer'}")
-    return dict(said)
+    return __salt__["indigo_ask.each"]([host], function, kwarg=kwarg)[host]
+
+
+def _hosts_run(name: str, what: str, hosts: list[str]) -> dict[str, Any]:
+    """Apply all roles of some hosts at once; where one fails, say how the exchange goes on."""
+    ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls="indigo.host", queue=True)
+    if ret["result"] is False:
+        return {**_failed(name, what, ret["comment"]), "changes": ret["changes"]}
+    return ret
 
 
 def _replicated(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,11 +180,7 @@ def reached(name: str, what: str, phase: str) -> dict[str, Any]:
         _replicated(run["plan"])
     except (CommandExecutionError, KeyError) as err:
         return _failed(name, what, err)
-    hosts = readers(run["plan"], what, phase)
-    ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls="indigo.host", queue=True)
-    if ret["result"] is False:
-        return {**_failed(name, what, ret["comment"]), "changes": ret["changes"]}
-    return ret
+    return _hosts_run(name, what, readers(run["plan"], what, phase))
 
 
 def rewritten(name: str) -> dict[str, Any]:
@@ -293,27 +294,20 @@ def renewed(name: str, older_than: float = 60) -> dict[str, Any]:
         return {**ret, "result": None, "comment": told_}
     try:
         hosts = list(__salt__["indigo_model.plan"]()["hosts"])
-        answers = __salt__["indigo_ask.minions"](
+        answers = __salt__["indigo_ask.each"](
             hosts, "indigo_pki.renew", kwarg={"new_keys": True, "older_than": older_than}
         )
     except CommandExecutionError as err:
         return _failed(name, "certificates", err)
     # Also where a run before this one left new certificates that nobody has read yet.
     differs = __context__.get(DIFFERS, {})
-    new = [id_ for id_ in hosts if answers.get(id_)]
+    new = [id_ for id_ in hosts if answers[id_]]
     chosen = [id_ for id_ in hosts if differs.get(id_, "unknown") or id_ in new]
-    bad = [
-        f"{id_}: {answers.get(id_, 'no answer')}"
-        for id_ in hosts
-        if not isinstance(answers.get(id_), Mapping)
-    ]
-    if bad:
-        return _failed(name, "certificates", "; ".join(bad))
     if not chosen:
         return {**ret, "comment": f"No certificate is older than {older_than:g} min"}
-    ret = __states__["salt.state"](name, tgt=chosen, tgt_type="list", sls="indigo.host", queue=True)
+    ret = _hosts_run(name, "certificates", chosen)
     if ret["result"] is False:
-        return {**_failed(name, "certificates", ret["comment"]), "changes": ret["changes"]}
+        return ret
     count = sum(path.endswith(".crt") for id_ in new for path in answers[id_])
     return {**ret, "comment": f"{count} certificates on {len(new)} hosts. {ret['comment']}"}
 
@@ -331,11 +325,7 @@ def authorities_ready(name: str) -> dict[str, Any]:
     try:
         plan = __salt__["indigo_model.plan"]()
         ca = plan["roles"]["ca"][0]
-        # None is an answer, too.
-        said = __salt__["indigo_ask.minions"]([ca], "indigo_pki.exchanged")
-        rotation = said.get(ca, "no answer")
-        if isinstance(rotation, str):
-            raise CommandExecutionError(f"{ca}: {rotation}")
+        rotation = _one(ca, "indigo_pki.exchanged")
     except CommandExecutionError as err:
         return _failed(name, "ca", err)
     if __opts__["test"]:
@@ -363,20 +353,10 @@ def authorities_reached(name: str, phase: str) -> dict[str, Any]:
         run["rotation"] = _one(run["ca"], "indigo_pki.exchange", phase=phase)["rotation"]
         hosts = list(run["plan"]["hosts"])
         function = "indigo_pki.follow" if phase == "used" else "indigo_pki.trust"
-        answers = __salt__["indigo_ask.minions"](hosts, function)
-        bad = [
-            f"{id_}: {answers.get(id_, 'no answer')}"
-            for id_ in hosts
-            if not isinstance(answers.get(id_), Mapping)
-        ]
-        if bad:
-            raise CommandExecutionError("; ".join(bad))
+        __salt__["indigo_ask.each"](hosts, function)
     except (CommandExecutionError, KeyError) as err:
         return _failed(name, "ca", err)
-    ret = __states__["salt.state"](name, tgt=hosts, tgt_type="list", sls="indigo.host", queue=True)
-    if ret["result"] is False:
-        return {**_failed(name, "ca", ret["comment"]), "changes": ret["changes"]}
-    return ret
+    return _hosts_run(name, "ca", hosts)
 
 
 def pods_trust(name: str, pods: str = "restart") -> dict[str, Any]:
@@ -395,9 +375,7 @@ def pods_trust(name: str, pods: str = "restart") -> dict[str, Any]:
             return {**ret, "comment": "An earlier run did that"}
         master = run["plan"]["roles"]["master"][0]
         if "pods" not in run["rotation"]:
-            said = __salt__["indigo_ask.minions"]([master], "indigo_rotate.published").get(master)
-            if not isinstance(said, int):
-                raise CommandExecutionError(f"{master}: {said or 'no answer'}")
+            _one(master, "indigo_rotate.published")
             now = int(time.time()) + 1
             said = _one(run["ca"], "indigo_pki.exchange", phase="trusted", pods=now)
             run["rotation"] = said["rotation"]

@@ -108,10 +108,7 @@ def course_told(stages: Iterable[Mapping[str, Any]], old: Mapping[str, str]) -> 
 
 def _one(host: str, function: str, **kwarg: Any) -> Any:
     """A host's answer; its error is raised."""
-    said = __salt__["indigo_ask.minions"]([host], function, kwarg=kwarg).get(host)
-    if said is None or isinstance(said, str):
-        raise CommandExecutionError(f"{host}: {said or 'no answer'}")
-    return said
+    return __salt__["indigo_ask.each"]([host], function, kwarg=kwarg)[host]
 
 
 def _of_masters(masters: Sequence[str], function: str, **kwarg: Any) -> Any:
@@ -126,15 +123,7 @@ def _of_masters(masters: Sequence[str], function: str, **kwarg: Any) -> Any:
 
 
 def _facts(hosts: Sequence[str]) -> dict[str, Any]:
-    answers = __salt__["indigo_ask.minions"](hosts, "indigo_upgrade.facts")
-    bad = [
-        f"{id_}: {answers.get(id_, 'no answer')}"
-        for id_ in hosts
-        if not isinstance(answers.get(id_), Mapping)
-    ]
-    if bad:
-        raise CommandExecutionError("; ".join(bad))
-    return answers
+    return dict(__salt__["indigo_ask.each"](hosts, "indigo_upgrade.facts"))
 
 
 def _previews(hosts: Sequence[str]) -> dict[str, Any]:

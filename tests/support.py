@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -34,6 +36,13 @@ def load(kind: str, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def asking(answer: Callable[..., dict[str, Any]]) -> dict[str, Callable[..., Any]]:
+    """The functions of ``indigo_ask``, as states have them, over hosts that answer like this."""
+    module = load("_modules", "indigo_ask")
+    module.minions = answer  # type: ignore[attr-defined]
+    return {"indigo_ask.minions": answer, "indigo_ask.each": module.each}
 
 
 def program(package: str, path: str) -> Path:

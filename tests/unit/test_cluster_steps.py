@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import salt.config
-from salt.exceptions import SaltClientError
+from salt.exceptions import CommandExecutionError, SaltClientError
 from support import load
 
 cluster = load("_states", "indigo_cluster")
@@ -308,3 +308,13 @@ def test_preflight_has_the_salt_master_list_its_files_anew(run, tmp_path: Path):
     cached.touch()
     load("_states", "indigo_cluster")._list_files_anew(opts)
     assert not cached.exists()
+
+
+def test_where_every_host_must_answer_those_that_do_not_are_named(monkeypatch):
+    said = {"a": None, "b": "ERROR: no room", "c": {"x": 1}}
+    monkeypatch.setattr(
+        ASK, "minions", lambda hosts, *_, **__: {h: said[h] for h in hosts if h in said}
+    )
+    assert ASK.each(["a", "c"], "f") == {"a": None, "c": {"x": 1}}
+    with pytest.raises(CommandExecutionError, match=r"^b: ERROR: no room; d: no answer$"):
+        ASK.each(["a", "b", "c", "d"], "f")

@@ -9,7 +9,7 @@ import json
 import pytest
 import yaml
 from salt.exceptions import CommandExecutionError
-from support import load
+from support import asking, load
 
 TOKENS = load("_modules", "indigo_tokens")
 ROTATE = load("_modules", "indigo_rotate")
@@ -476,7 +476,7 @@ def hosts():
         return {"name": name, "result": True, "changes": {}, "comment": ""}
 
     STATES.__opts__ = {"test": False}
-    STATES.__salt__ = {"indigo_ask.minions": asked}
+    STATES.__salt__ = asking(asked)
     STATES.__states__ = {"salt.state": apply}
     STATES.__context__ = {STATES.RUN: {"plan": plan, "rotation": None, "ca": "c"}}
     asked.applied = applied

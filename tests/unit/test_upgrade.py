@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from indigo_model import upgrade
 from salt.exceptions import CommandExecutionError
-from support import load
+from support import asking, load
 
 STATES = load("_states", "indigo_upgrade")
 MODULE = load("_modules", "indigo_upgrade")
@@ -209,7 +209,7 @@ class Cluster:
         self.held: dict[str, Any] = {}
         course = {**upgrade.course(PLAN, FACTS, NODES, PREVIEWS), "plan": PLAN}
         functions = {
-            "indigo_ask.minions": self.ask,
+            **asking(self.ask),
             "indigo_model.upgrade_wrong": upgrade.wrong_versions,
             "indigo_model.upgrade_back": upgrade.way_back,
         }
@@ -303,7 +303,7 @@ def test_a_stage_stops_at_the_first_sick_host_and_says_how_to_go_on(cluster):
 def test_a_host_that_runs_another_version_than_declared_counts_as_sick(cluster, monkeypatch):
     one = cluster()
     monkeypatch.setattr(one, "ask", lambda hosts, *_, **__: {h: FACTS[h] for h in hosts})
-    STATES.__salt__["indigo_ask.minions"] = one.ask
+    STATES.__salt__ |= asking(one.ask)
     ret = STATES.stage("step", "etcd")
     assert ret["result"] is False
     assert "b: etcd 3.4.23 runs, declared is 3.5.30" in ret["comment"]
@@ -379,7 +379,7 @@ def test_apis_that_go_stop_an_upgrade_unless_they_are_accepted(cluster, monkeypa
     STATES.__salt__ |= {
         "indigo_model.plan": lambda: PLAN,
         "indigo_model.upgrade_course": lambda *_: dict(course),
-        "indigo_ask.minions": lambda hosts, function, **_: answers[function],
+        **asking(lambda hosts, function, **_: answers[function]),
     }
     STATES.__context__[STATES.DIFFERS] = dict.fromkeys(PLAN["hosts"], "")
     ret = STATES.allowed("step")
