@@ -6,6 +6,7 @@ Configuration Manual 2.4 to 3.0, ``keepalived.conf(5)`` 2.2, RFC 5798 (VRRP vers
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ STEP = 10
 
 #: Port of haproxy's metrics, which only listens where Prometheus is an add-on.
 METRICS_PORT = 8405
+
+#: Units of haproxy's times, in seconds.
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 #: haproxy answers here whether it serves, to this host alone.
 ALIVE = "/run/indigo-haproxy/alive.sock"
@@ -162,6 +166,24 @@ def endpoint(address: str, port: int) -> str:
 
 def _full_prefix(address: str) -> int:
     return 32 if netaddr.IPAddress(address).version == 4 else 128
+
+
+def seconds(time: str | int) -> float:
+    """A time as haproxy's configuration has it; without a unit it is of milliseconds.
+
+    Source: haproxy's Configuration Manual, "Time format".
+
+    Raises:
+        ValueError: It is none.
+
+    Example:
+        >>> seconds("2s"), seconds("500ms"), seconds(250), seconds("1m")
+        (2.0, 0.5, 0.25, 60.0)
+    """
+    found = re.fullmatch(r"(\d+)(us|ms|s|m|h|d)?", str(time))
+    if not found:
+        raise ValueError(f"found {time!r}; expected a time of haproxy's, such as 2s or 500ms")
+    return int(found[1]) * _UNITS[found[2] or "ms"]
 
 
 def _milliseconds(seconds: float) -> int:

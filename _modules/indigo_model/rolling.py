@@ -103,9 +103,13 @@ def _master(cluster: Cluster, host: Host, unit: str) -> dict[str, Any] | None:
 
 
 def _taken_in(cluster: Cluster) -> float:
-    """Seconds after which every haproxy has seen an API server come back."""
-    check = lb.haproxy(cluster)["config"]["check"]
-    return round((int(check["rise"]) + 2) * float(cluster.timers["api_check"]), 2)
+    """Seconds after which every haproxy has seen an API server come back.
+
+    A check that began before it served may wait for its answer until the end of its time.
+    """
+    config = lb.haproxy(cluster)["config"]
+    rise = int(config["check"]["rise"]) * float(cluster.timers["api_check"])
+    return round(rise + lb.seconds(config["timeouts"]["check"]), 2)
 
 
 def _balancers(cluster: Cluster, host: Host) -> dict[str, Any]:

@@ -247,6 +247,11 @@ def test_an_addon_goes_before_its_inventory(kubectl):
     ("said", "tries", "passes"),
     [
         ("Error from server: rpc error: code = Unavailable desc = transport is closing", 2, True),
+        (
+            "rpc error: desc = OK: HTTP status code 200; transport: missing content-type field",
+            2,
+            True,
+        ),
         ("Error from server: etcdserver: leader changed", 9, False),
         ("error: namespaces is forbidden", 1, False),
     ],

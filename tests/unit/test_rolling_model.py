@@ -132,11 +132,15 @@ def test_load_balancers_without_a_certificate_come_in_through_etcds_hosts():
     assert "lends" not in view(declared, "m0")["lock"]
 
 
-@pytest.mark.parametrize(("check", "rise", "settle"), [(0.5, 2, 2.0), (2, 3, 10.0)])
-def test_an_api_server_settles_until_every_haproxy_has_taken_it_in(check, rise, settle):
+@pytest.mark.parametrize(
+    ("check", "rise", "timeout", "settle"), [(0.5, 2, "2s", 3.0), (2, 3, "500ms", 6.5)]
+)
+def test_an_api_server_settles_until_every_haproxy_has_taken_it_in(check, rise, timeout, settle):
     declared = cluster(
         timers={"api_check": check, "vip_advert": 0.2, "pod_eviction": 60, "node_grace": 20},
-        overrides={"haproxy": {"config": {"check": {"rise": rise}}}},
+        overrides={
+            "haproxy": {"config": {"check": {"rise": rise}, "timeouts": {"check": timeout}}}
+        },
     )
     assert view(declared, "m0")["rolling"]["kube-apiserver"]["settle"] == settle
 
