@@ -17,7 +17,7 @@ import yaml
 from cluster import deploy, deployment, kubectl, orchestrate, ready_nodes, status, until, well
 from indigo_lab.saltenv import VENV
 from moments import Run
-from traffic import Report, Traffic
+from traffic import Traffic, noticed_nothing
 
 PROFILE = "compact"
 HOSTS = ("host1", "host2", "host3")
@@ -63,13 +63,6 @@ def asked(lab, token: str) -> str:
     )
     done = lab.exec("host1", ["python3", "-c", code], stdin=token, timeout=30)
     return done.stdout.strip() or done.stderr
-
-
-def noticed_nothing(report: Report) -> None:
-    """Clients that try once more noticed nothing, and nothing is lost."""
-    assert report.requests > 50
-    assert not report.failed_twice, report.details()
-    assert (report.lost, report.unseen) == ([], [])
 
 
 def nothing_left_to_do(lab) -> None:

@@ -351,6 +351,13 @@ class Report:
         )
 
 
+def noticed_nothing(report: Report) -> None:
+    """Clients that try once more noticed nothing, and nothing is lost."""
+    assert report.requests > 50
+    assert not report.failed_twice, report.details()
+    assert (report.lost, report.unseen) == ([], [])
+
+
 class Traffic:
     """The clients; use it as a context manager.
 
