@@ -81,6 +81,18 @@ def refusal(body: Mapping[str, Any]) -> str:
     return "; ".join(told) or str(body.get("message") or body)
 
 
+def held_back(told: str, namespace: str) -> str:
+    """A refusal with where its budget is, which the API leaves out.
+
+    Example:
+        >>> held_back("The disruption budget web needs 2", "shop")
+        'The disruption budget web needs 2 (namespace shop: kubectl -n shop get pdb)'
+    """
+    if "disruption" not in told.lower():
+        return told
+    return f"{told} (namespace {namespace}: kubectl -n {namespace} get pdb)"
+
+
 # --- the node ---------------------------------------------------------------------------------
 
 
@@ -232,7 +244,9 @@ def _evicted(pod: Mapping[str, Any], ended: bool) -> str:
     }
     # 429: a budget. 500: two budgets for one pod. 409: it changed just now.
     answer = _ask("POST", f"{path}/eviction", body, accept=(404, 409, 429, 500))
-    return refusal(answer["body"]) if answer["status"] in (409, 429, 500) else ""
+    if answer["status"] not in (409, 429, 500):
+        return ""
+    return held_back(refusal(answer["body"]), meta["namespace"])
 
 
 def _pods(name: str) -> list[dict[str, Any]]:

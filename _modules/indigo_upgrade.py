@@ -340,10 +340,12 @@ def enter(names: Iterable[str], deadline: float = 300, force: bool = False) -> d
         force: Also evict pods that nothing would bring back elsewhere.
 
     Returns:
-        ``evicted`` (names of pods) and ``cordoned`` (nodes that took pods before).
+        ``evicted`` (names of pods), ``cordoned`` (nodes that took pods before) and ``held``: the
+        node that was not emptied and what held it, empty where all were. It is no error, for
+        another master would only wait for the same once more.
 
     Raises:
-        CommandExecutionError: A node was not emptied; it is named with what held it.
+        CommandExecutionError: The API does not answer.
 
     CLI Example:
 
@@ -355,7 +357,7 @@ def enter(names: Iterable[str], deadline: float = 300, force: bool = False) -> d
     known = nodes()
     new = [name for name in names if name in known and not known[name]["cordoned"]]
     evicted: set[str] = set()
-    drained = False
+    held, drained = "", False
     try:
         for name in new:
             _patch(name, True)
@@ -364,13 +366,16 @@ def enter(names: Iterable[str], deadline: float = 300, force: bool = False) -> d
                 # One round of evictions on each, so that all pods end at the same time.
                 with contextlib.suppress(CommandExecutionError):
                     evicted |= {*__salt__["indigo_drain.drain"](name, 0, force)["evicted"]}
-        for name in names:
-            evicted |= {*__salt__["indigo_drain.drain"](name, deadline, force)["evicted"]}
-        drained = True
+        try:
+            for name in names:
+                evicted |= {*__salt__["indigo_drain.drain"](name, deadline, force)["evicted"]}
+            drained = True
+        except CommandExecutionError as err:
+            held = str(err)
     finally:
         if not drained:
             leave(names)
-    return {"evicted": sorted(evicted), "cordoned": new}
+    return {"evicted": sorted(evicted), "cordoned": new, "held": held}
 
 
 def leave(names: Iterable[str]) -> list[str]:

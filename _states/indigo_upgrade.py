@@ -33,6 +33,10 @@ def __virtual__() -> str | tuple[bool, str]:
     return "indigo_upgrade"
 
 
+class _Held(CommandExecutionError):
+    """Nodes could not be emptied; nothing was restarted on them, and they take pods as before."""
+
+
 # --- pure -------------------------------------------------------------------------------------
 
 
@@ -340,6 +344,8 @@ def _through(
         said = _of_masters(
             masters, "indigo_upgrade.enter", names=disturbed, deadline=limit, force=force
         )
+        if said["held"]:
+            raise _Held(said["held"])
         _say(f"{', '.join(disturbed)} emptied: {len(said['evicted'])} pods went elsewhere")
     applied = __states__["salt.state"](
         name, tgt=batch, tgt_type="list", sls=found["sls"], queue=True
@@ -370,12 +376,15 @@ def _stopped(
     stage: str,
     old: Mapping[str, str],
 ) -> str:
-    """What a person must know when a batch did not come through."""
+    hosts = ", ".join(batch)
+    mend = f"mend {hosts}, or correct cluster.yaml,"
+    if isinstance(error, _Held):
+        mend = f"nothing was restarted on {hosts}; see to what held the pods,"
     return (
-        f"Stopped at {', '.join(batch)}. {error}\n"
+        f"Stopped at {hosts}. {error}\n"
         f"Through before it: {', '.join(done) or 'none'}; not touched: {', '.join(rest) or 'none'}."
-        f"\nOn: mend {', '.join(batch)}, or correct cluster.yaml, and run {AGAIN} again; it goes "
-        f"on here.\n{__salt__['indigo_model.upgrade_back'](stage, dict(old))}"
+        f"\nOn: {mend} and run {AGAIN} again; it goes on here.\n"
+        f"{__salt__['indigo_model.upgrade_back'](stage, dict(old))}"
     )
 
 

@@ -350,8 +350,10 @@ def test_a_drain_tries_again_what_a_budget_held(api):
 
 def test_a_drain_that_fails_names_the_budget_and_uncordons(api):
     found = api(Api(pod("a"), budget=10**6))
-    with pytest.raises(CommandExecutionError, match=r"n/a: The disruption budget web needs 2"):
+    with pytest.raises(CommandExecutionError) as told:
         drain.drain("n1", deadline=0)
+    assert "n/a: The disruption budget web needs 2" in str(told.value)
+    assert "(namespace n: kubectl -n n get pdb)" in str(told.value)
     assert not found.node["spec"]["unschedulable"]
 
 
