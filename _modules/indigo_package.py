@@ -13,6 +13,7 @@ import os
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 try:
     from salt.exceptions import CommandExecutionError
@@ -36,25 +37,50 @@ def states(text: str) -> dict[str, str]:
     ...        "Package: b\\nStatus: install ok half-configured\\n")
     {'a': 'installed', 'b': 'half-configured'}
     """
-    found: dict[str, str] = {}
-    name = ""
+    return {name: state for name, (state, _) in _read(text).items()}
+
+
+def versions(text: str) -> dict[str, str]:
+    """Installed package to its version, from dpkg's status file.
+
+    >>> versions("Package: a\\nStatus: install ok installed\\nVersion: 1:2-3\\n\\n"
+    ...          "Package: b\\nStatus: deinstall ok config-files\\nVersion: 1\\n")
+    {'a': '1:2-3'}
+    """
+    return {name: version for name, (state, version) in _read(text).items() if state == "installed"}
+
+
+def _read(text: str) -> dict[str, tuple[str, str]]:
+    """Package to its state and version."""
+    found: dict[str, tuple[str, str]] = {}
+    name = state = ""
+    counts = False
     for line in text.splitlines():
         if line.startswith("Package: "):
             name = line[9:].strip()
         elif line.startswith("Status: "):
             state = line.rsplit(" ", 1)[-1]
             # With several architectures of one package the installed one counts.
-            if found.get(name) != "installed":
-                found[name] = state
+            counts = found.get(name, ("", ""))[0] != "installed"
+            if counts:
+                found[name] = (state, "")
+        elif line.startswith("Version: ") and counts and name in found:
+            found[name] = (state, line[9:].strip())
     return found
+
+
+def _status() -> str | None:
+    """The status file of dpkg, or None where that is not the system's package manager."""
+    try:
+        return (DPKG / "status").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
 
 
 def _known() -> Mapping[str, str] | None:
     """The states of all packages, or None where dpkg is not the system's package manager."""
-    try:
-        return states((DPKG / "status").read_text(encoding="utf-8", errors="replace"))
-    except FileNotFoundError:
-        return None
+    text = _status()
+    return None if text is None else states(text)
 
 
 def _busy() -> bool:
@@ -87,6 +113,96 @@ def lacking(names: Iterable[str]) -> list[str]:
     if known is None:
         return sorted(set(names) - set(__salt__["pkg.list_pkgs"]()))
     return sorted(name for name in set(names) if known.get(name) != "installed")
+
+
+def differing(declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Packages of another version than the declared one.
+
+    Args:
+        declared: Package to its version.
+
+    Returns:
+        Package to ``old`` and ``new`` version; ``old`` is empty where it is not installed.
+
+    Example:
+        ``salt lb1 indigo_package.differing '{haproxy: 2.6.12-1+deb12u4}'``
+    """
+    if not declared:
+        return {}
+    text = _status()
+    known = __salt__["pkg.list_pkgs"]() if text is None else versions(text)
+    return {
+        name: {"old": str(known.get(name, "")), "new": version}
+        for name, version in sorted(declared.items())
+        if known.get(name) != version
+    }
+
+
+def fetch(declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Download packages of declared versions, with what they need; installs nothing.
+
+    Args:
+        declared: Package to its version.
+
+    Returns:
+        What :func:`differing` says: that is what was downloaded.
+
+    Raises:
+        CommandExecutionError: A version cannot be had; the key in cluster.yaml is named.
+
+    Example:
+        ``salt lb1 indigo_package.fetch '{haproxy: 2.6.12-1+deb12u4}'``
+    """
+    found = differing(declared)
+    refresh = True
+    # One by one: Salt downloads the last and installs the others where some are newer, some older.
+    for name, change in found.items():
+        _install({name: change["new"]}, refresh=refresh, downloadonly=True)
+        refresh = False
+    return found
+
+
+def exchange(declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Install packages in their declared versions, newer or older, in place of others.
+
+    Their own scripts may restart what runs; whoever calls this holds what keeps others away.
+
+    Args:
+        declared: Package to its version.
+
+    Returns:
+        What changed: package to ``old`` and ``new`` version.
+
+    Raises:
+        CommandExecutionError: A version cannot be had, or is not there afterwards.
+
+    Example:
+        ``__salt__["indigo_package.exchange"]({"haproxy": "2.6.12-1+deb12u4"})``
+    """
+    found = differing(declared)
+    if not found:
+        return {}
+    _install({name: change["new"] for name, change in found.items()}, refresh=False)
+    if left := differing(declared):
+        told = ", ".join(
+            f"{name} is {change['old'] or 'not installed'}, declared is {change['new']}"
+            for name, change in left.items()
+        )
+        raise CommandExecutionError(f"{told}; see /var/log/apt/term.log or the manager's own log")
+    return found
+
+
+def _install(packages: Mapping[str, str], **options: Any) -> None:
+    if _status() is not None:
+        options["install_recommends"] = False
+    try:
+        __salt__["pkg.install"](pkgs=[{name: v} for name, v in packages.items()], **options)
+    except CommandExecutionError as error:
+        keys = ", ".join(f"packages.{name}: {version}" for name, version in packages.items())
+        raise CommandExecutionError(
+            f"{keys} cannot be had: {' '.join(str(error).split())}. Expected a version that this "
+            f"host's repositories have; see there: apt-cache policy {' '.join(packages)}"
+        ) from error
 
 
 def unfinished() -> list[str]:

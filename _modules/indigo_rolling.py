@@ -931,6 +931,7 @@ def restart(
     patience: float = 60,
     timeout: float = 600,
     grace: float = 30,
+    packages: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Restart a running unit when it is this host's turn and the rest of the tier serves.
 
@@ -952,6 +953,8 @@ def restart(
         patience: Seconds to wait, with the lock, for the rest of the tier to serve.
         timeout: Seconds to wait for the lock.
         grace: Seconds for which etcd may be without a quorum.
+        packages: Packages to exchange before the restart, to their versions, see
+            ``indigo_package.exchange``.
 
     Returns:
         ``{"restarted": bool, "ok": bool, "comment": str}``. Not ok where it was refused, or where
@@ -964,9 +967,10 @@ def restart(
     Example:
         ``__salt__["indigo_rolling.restart"]("etcd", [], __pillar__["indigo"]["rolling"]["etcd"])``
     """
-    files = list(files)
+    files, packages = list(files), dict(packages or {})
     if not __salt__["indigo_service.stamped"](name) and _own_problem(tier):
         # Its package started it at installation. What follows waits for it as after a first start.
+        _exchange(packages)
         __salt__["indigo_service.restart"](name, files, wait=wait)
         told = f"it was no member of the tier {tier['name']} yet"
         return {"restarted": True, "ok": True, "comment": told}
@@ -980,17 +984,17 @@ def restart(
                 return _refused(name, tier, f"nobody can take its lock. {error}")
             count = arithmetic(len(tier["members"]), tier["need"])
             why = f"{count}: restarted without a lock, for etcd has no quorum to take it from, and "
-            return _act(name, files, tier, why + f"{tier['own']} did not serve")
+            return _act(name, files, tier, why + f"{tier['own']} did not serve", packages)
         waited = time.monotonic() - begun
         may, why = _leave(name, tier, patience, lock.keep)
         if not may:
             told = f"{why}, after {patience:g} s. Mend the others first, or remove them from "
             return _refused(name, tier, told + "cluster.yaml")
-        if not _stale(name, files):
+        if not _stale(name, files) and not _differing(packages):
             told = f"{name} was restarted by another while it waited for its turn"
             return {"restarted": False, "ok": True, "comment": told}
         lock.confirm()
-        done = _act(name, files, tier, why)
+        done = _act(name, files, tier, why, packages)
         if not lock.lasted():
             done["comment"] += ". The lock was lost on the way: see why this host lost etcd"
         done["comment"] += f" (waited {waited:.1f} s for the lock)"
@@ -1032,10 +1036,29 @@ def _stale(name: str, files: Sequence[str]) -> bool:
     return bool(changed["unit"] or changed["files"])
 
 
-def _act(name: str, files: Sequence[str], tier: Mapping[str, Any], why: str) -> dict[str, Any]:
+def _differing(packages: Mapping[str, str]) -> bool:
+    return bool(packages and __salt__["indigo_package.differing"](packages))
+
+
+def _exchange(packages: Mapping[str, str]) -> None:
+    if packages:
+        __salt__["indigo_package.exchange"](packages)
+
+
+def _act(
+    name: str,
+    files: Sequence[str],
+    tier: Mapping[str, Any],
+    why: str,
+    packages: Mapping[str, str],
+) -> dict[str, Any]:
     """Restart and wait until the unit serves: several answers in a row from a new process."""
     before = __salt__["indigo_service.show"](name).get("InvocationID", "")
     with _yielded(tier) as gave:
+        if packages:
+            _exchange(packages)
+            if gave:  # its package has started it again
+                __salt__["indigo_service.pause"](gave)
         begun = time.monotonic()
         __salt__["indigo_service.restart"](name, files, wait=False)
         found = _serving(name, tier)

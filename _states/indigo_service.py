@@ -44,6 +44,7 @@ def running(
     enable: bool = True,
     wait: bool = True,
     tier: Mapping[str, Any] | None = None,
+    programs: Iterable[str] = (),
 ) -> dict[str, Any]:
     """A unit is enabled and runs with its files as they are on disk now.
 
@@ -58,6 +59,8 @@ def running(
         tier: Members on other hosts, see ``indigo_rolling``: where given, a restart waits for its
             turn and for the others to serve, and ends when the unit serves again. A first start and
             a reload do not, for they take nothing away.
+        programs: Files that only a restart takes up: programs of packages, which lie in the same
+            place whatever their version.
 
     Returns:
         A state result. ``changes`` has ``enabled``, ``started``, ``restarted`` or ``reloaded``.
@@ -74,7 +77,8 @@ def running(
                   - file: haproxy is configured
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
-    files = list(files)
+    programs = list(programs)
+    files = [*files, *programs]
     test = bool(__opts__.get("test"))
     try:
         unit = __salt__["indigo_service.show"](name)
@@ -102,6 +106,7 @@ def running(
                 }
             # What has not come up yet cannot reload.
             able = reload and unit["ActiveState"] != "activating"
+            able = able and not {*programs} & {*changed["files"]}
             if changed["unit"] or (changed["files"] and not able):
                 changes["restarted"] = sorted(changed["unit"] + changed["files"])
             elif changed["files"]:

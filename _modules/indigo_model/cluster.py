@@ -153,6 +153,8 @@ class Cluster:
     lans: tuple[str, ...] = ()
     backup: Mapping[str, Any] = field(default_factory=lambda: BACKUP)
     upgrade: Mapping[str, Any] = field(default_factory=lambda: UPGRADE)
+    #: Package of the distribution to its version, where the file tells one.
+    packages: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _by_role(self) -> Mapping[str, tuple[Host, ...]]:
@@ -259,6 +261,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         lans=(lans,) if isinstance(lans, str) else tuple(lans),
         backup=_backup(document.get("backup", {})),
         upgrade={**UPGRADE, **document.get("upgrade", {})},
+        packages=document.get("packages", {}),
     )
 
 

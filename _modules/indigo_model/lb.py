@@ -41,7 +41,8 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         host: One of its hosts.
 
     Returns:
-        ``{"components": {"haproxy": …, "keepalived": …}}``; ``{}`` on hosts of other roles.
+        ``{"components": {"haproxy": …, "keepalived": …}, "packages": …}``, the last with the
+        versions that are declared; ``{}`` on hosts of other roles.
         Its size depends on the number of masters and load balancers alone.
 
     Raises:
@@ -61,7 +62,8 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         "components": {
             "haproxy": {**haproxy(cluster), "metrics": metrics},
             "keepalived": keepalived(cluster, host),
-        }
+        },
+        "packages": dict(cluster.packages),
     }
 
 

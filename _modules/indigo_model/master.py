@@ -90,6 +90,8 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
             "kube-scheduler": scheduler(cluster, host),
         },
         "rbac": rbac(cluster),
+        # Its way to etcd is one.
+        "packages": {name: v for name, v in cluster.packages.items() if name == "haproxy"},
     }
 
 

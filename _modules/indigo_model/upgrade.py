@@ -52,7 +52,7 @@ STAGES: Mapping[str, Stage] = {
             "API servers",
             "master",
             ("master.started",),
-            ("master.installed", "master.configured", "master.started"),
+            ("master.installed", "master.exchanged", "master.configured", "master.started"),
             (API_SERVER,),
         ),
         Stage(

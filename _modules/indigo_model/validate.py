@@ -584,6 +584,16 @@ _RANGES: Mapping[str, tuple[tuple[int, int], tuple[int, int], str]] = {
 }
 
 
+def _package_version(value: Any) -> tuple[str, str] | None:
+    """Check of a package's version: exactly one, with its epoch and revision."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z.+:~^_-]*", value):
+        return None
+    return (
+        "one version of a package, in quotes",
+        "copy it from `apt-cache policy` or `dnf list --showduplicates` on a load balancer",
+    )
+
+
 def _scalar(value: Any) -> tuple[str, str] | None:
     if value is None or isinstance(value, (str, bool)) or _is_number(value):
         return None
@@ -929,6 +939,26 @@ KEYS: tuple[Key, ...] = (
             check=_version(part),
         )
         for part, default in table.DEFAULTS.items()
+    ),
+    Key(
+        "packages",
+        "mapping",
+        "Versions of the distribution's packages, as its package manager writes them. What is not "
+        "named here is what the distribution brings, and follows its updates. "
+        "See [operations/upgrade.md](operations/upgrade.md).",
+    ),
+    *(
+        Key(
+            f"packages.{name}",
+            "version of a package",
+            f"Version of {name} on all {hosts}, for example `{example}`.",
+            default="the distribution's",
+            check=_package_version,
+        )
+        for name, hosts, example in (
+            ("haproxy", "load balancers and masters", "2.6.12-1+deb12u4"),
+            ("keepalived", "load balancers", "1:2.2.7-1+b2"),
+        )
     ),
     Key("artifacts", "mapping", "Where the binaries come from."),
     Key(
@@ -2372,8 +2402,8 @@ def problems(document: Any, parity: bool = True) -> list[str]:
     Example:
         >>> problems({"nmae": "x"})[-1]
         'nmae: found an unknown key; expected one of name, domain, hosts, vip, networks, network, \
-firewall, versions, artifacts, images, overrides, timers, certificates, backup, upgrade, addons; \
-did you mean name?'
+firewall, versions, packages, artifacts, images, overrides, timers, certificates, backup, upgrade, \
+addons; did you mean name?'
     """
     if not isinstance(document, Mapping):
         return [

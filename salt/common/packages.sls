@@ -8,6 +8,7 @@
 The host's packages are installed:
   indigo_package.installed:
     - pkgs: {{ names | unique | sort | tojson }}
+    - versions: {{ pillar.indigo.get('packages', {}) | tojson }}
 {%- if grains.os_family == 'Debian' %}
     - install_recommends: False
 {%- endif %}

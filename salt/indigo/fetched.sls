@@ -4,3 +4,7 @@ include:
 {% for role in pillar.indigo.roles if role != 'ca' %}
   - {{ role }}.installed
 {% endfor %}
+
+The declared packages are fetched:
+  indigo_package.fetched:
+    - versions: {{ pillar.indigo.get('packages', {}) | tojson }}

@@ -4,6 +4,7 @@
 include:
   - common.certificates
   - lb.installed
+  - lb.exchanged
 
 # haproxy listens on the address on every load balancer, also where keepalived has not put it yet.
 An address of another host can be listened on:
@@ -35,7 +36,7 @@ haproxy is configured:
     - mode: '0644'
     - check_cmd: {{ indigo.components.haproxy.binary }} -c -q -f
     - require:
-      - sls: common.packages
+      - indigo_package: The declared packages are in place
       - sls: common.certificates
 
 The unit of haproxy is in place:
@@ -92,7 +93,7 @@ keepalived is configured:
         sh -c 'sed "s/script_user .*/script_user root/" "$0" > "$0.test" &&
         {{ indigo.components.keepalived.binary }} -t -f "$0.test"; found=$?; rm -f "$0.test"; exit $found'
     - require:
-      - sls: common.packages
+      - indigo_package: The declared packages are in place
       - file: The check of haproxy is in place
       - file: What ends connections when the address leaves is in place
 

@@ -1,5 +1,6 @@
 # One address for the API: haproxy passes connections to healthy masters, keepalived holds the address.
 include:
   - lb.installed
+  - lb.exchanged
   - lb.configured
   - lb.running

@@ -12,6 +12,7 @@ haproxy runs with its configuration:
     - files:
       - /etc/haproxy/haproxy.cfg
       - {{ haproxy.config.check.ca }}
+    - programs: [{{ haproxy.binary }}]
     - require:
       - indigo_host: An address of another host can be listened on
       - file: haproxy is configured
@@ -36,6 +37,7 @@ keepalived runs with its configuration:
     - tier: {{ indigo.rolling.keepalived | tojson }}
     - files:
       - /etc/keepalived/keepalived.conf
+    - programs: [{{ indigo.components.keepalived.binary }}]
     - require:
       - indigo_health: haproxy serves
       - file: keepalived is configured

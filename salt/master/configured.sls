@@ -8,6 +8,7 @@
 
 include:
   - common.packages
+  - master.exchanged
   - common.folders
   - common.certificates
   - kubeconfig
@@ -23,7 +24,7 @@ The way to etcd is configured:
     - mode: '0644'
     - check_cmd: {{ indigo.components['etcd-proxy'].binary }} -c -q -f
     - require:
-      - sls: common.packages
+      - indigo_package: The declared packages are in place
       - sls: common.folders
       - sls: common.certificates
 

@@ -1,5 +1,6 @@
 include:
   - master.installed
+  - master.exchanged
   - master.configured
   - master.started
   - master.running

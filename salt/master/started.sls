@@ -33,6 +33,7 @@ etcd-proxy runs with its configuration:
       - {{ indigo.paths.kubernetes }}/etcd-proxy.cfg
       - {{ pki }}/etcd-ca.crt
       - {{ pki }}/apiserver-etcd-client.crt
+    - programs: [{{ indigo.components['etcd-proxy'].binary }}]
     - require:
       - file: The way to etcd is configured
       - file: The unit of etcd-proxy is in place

@@ -166,6 +166,30 @@ def test_who_has_the_address_lets_the_others_go_first(site):
     assert steps == ["acquire", "again", "acquire", "again", "acquire", "confirm"]
 
 
+def test_packages_are_exchanged_once_the_address_is_elsewhere(site):
+    site.vip_here, site.stale = True, False
+    packages = {"haproxy": "2"}
+    site.module.__salt__ |= {
+        "indigo_package.differing": lambda declared: declared,
+        "indigo_package.exchange": lambda declared: site.log.append(f"exchange {declared}"),
+    }
+    assert restart(site, "haproxy", LB, packages=packages)["ok"] is True
+    steps = [word for word in site.log if not word.startswith(("publish", "keep"))]
+    assert steps[steps.index("confirm") :] == [
+        "confirm", "pause keepalived", "exchange {'haproxy': '2'}",
+        # The package started it, and it must not take the address from a host that serves.
+        "pause keepalived", "restart haproxy wait=False", "wait haproxy", "resume keepalived",
+        "release",
+    ]  # fmt: skip
+
+
+def test_packages_that_another_exchanged_meanwhile_are_left_alone(site):
+    site.stale = False
+    site.module.__salt__["indigo_package.differing"] = lambda declared: {}
+    done = restart(site, packages={"haproxy": "2"})
+    assert (done["restarted"], done["ok"]) == (False, True)
+
+
 def test_who_has_the_address_does_not_stand_back_for_ever(site):
     site.vip_here, site.lock.queued = True, [1] * 99
     assert restart(site, "haproxy", LB)["ok"] is True

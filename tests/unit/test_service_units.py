@@ -150,6 +150,24 @@ def test_a_changed_file_reloads_where_that_is_enough(host):
     assert host.running(reload=True)["changes"] == {}
 
 
+def test_another_program_restarts_where_a_reload_is_enough_for_files(host):
+    program = host.tmp / "haproxy"
+    program.write_text("2.6")
+    old = time.time() - 1000
+    os.utime(program, (old, old))
+    more = {"reload": True, "programs": [str(program)]}
+    host.running(**more)
+    assert host.running(**more)["changes"] == {}
+    # In test mode an earlier state says that it would exchange it.
+    host.state.__running__ = {"a": {"name": str(program), "result": None}}
+    assert host.running(test=True, **more)["changes"] == {"restarted": [str(program)]}
+    host.state.__running__ = {}
+    program.write_text("2.7")
+    assert host.running(**more)["changes"] == {"restarted": [str(program)]}
+    assert host.systemd.log[-1] == "restart etcd.service"
+    assert host.running(**more)["changes"] == {}
+
+
 def test_a_unit_that_has_not_come_up_is_restarted_where_it_could_not_reload(host):
     host.running(reload=True)
     host.unit["ActiveState"] = "activating"  # keepalived, say, without a configuration to run
