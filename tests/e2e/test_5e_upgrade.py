@@ -14,24 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from cluster import (
-    Deployed,
-    deploy,
-    deployment,
-    kubectl,
-    orchestrate,
-    parsed,
-    ready_nodes,
-    until,
-    well,
-)
+from cluster import deploy, deployment, kubectl, orchestrate, ready_nodes, until, well
 from indigo_lab import artifacts, debian
 from moments import Run
 from traffic import Traffic, noticed_nothing
+from upgrades import UPGRADE, cordoned, declare, declare_newer, facts, nodes, preview, running
 
 PROFILE = "compact"
 HOSTS = ("host1", "host2", "host3")
-UPGRADE = "indigo.upgrade"
 
 INGRESS = """
 apiVersion: networking.k8s.io/v1beta1
@@ -56,45 +46,6 @@ def cluster(lab) -> Iterator[None]:
 def newer() -> artifacts.Published:
     """What the mirror has beside what runs."""
     return artifacts.publish_newer(debian.architecture())
-
-
-def declare(lab, **sections: Any) -> None:
-    """Merge sections into cluster.yaml, two levels deep."""
-    document = yaml.safe_load(lab.cluster_file.read_text())
-    for name, section in sections.items():
-        for key, value in section.items():
-            document.setdefault(name, {})[key] = value
-    lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
-
-
-def declare_newer(lab, newer: artifacts.Published) -> None:
-    document = yaml.safe_load(lab.cluster_file.read_text())
-    sums = document["artifacts"]["checksums"]
-    merged = {part: {**sums[part], **found} for part, found in newer.checksums.items()}
-    declare(lab, versions=newer.versions, artifacts={"checksums": {**sums, **merged}})
-
-
-def preview(lab) -> Deployed:
-    done = lab.salt_run("state.orchestrate", UPGRADE, "test=True", "--out", "json", timeout=300)
-    return parsed(done.returncode, done.stdout, done.stderr, 0)
-
-
-def facts(lab) -> dict[str, Any]:
-    done = lab.salt("*", "indigo_upgrade.facts", "--out", "json", "--static", timeout=120)
-    return json.loads(done.stdout)
-
-
-def running(found: dict[str, Any], unit: str) -> set[str]:
-    """The versions of a unit's processes, whatever the files say."""
-    return {fact["versions"][unit] for fact in found.values() if unit in fact["versions"]}
-
-
-def nodes(lab) -> dict[str, dict[str, Any]]:
-    return {node["metadata"]["name"]: node for node in kubectl(lab, "get", "nodes")["items"]}
-
-
-def cordoned(lab) -> set[str]:
-    return {name for name, node in nodes(lab).items() if node["spec"].get("unschedulable")}
 
 
 def work(lab) -> int:

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 import tarfile
 
 import pytest
@@ -124,3 +125,20 @@ def test_the_lab_knows_the_images_of_the_projects_table():
 def test_a_wheel_has_the_release_that_the_projects_table_pins(minor):
     for name, wheel in wheels.chosen(minor).items():
         assert images.pinned(name, f"1.{minor}.0").tag == f"v{wheel.version}"
+
+
+def test_a_restamped_package_has_its_files_and_comes_before_the_other(tmp_path):
+    folder = tmp_path / "tree"
+    (folder / "DEBIAN").mkdir(parents=True)
+    (folder / "usr").mkdir()
+    (folder / "usr/x").write_text("x")
+    (folder / "DEBIAN/control").write_text(
+        "Package: x\nVersion: 1:2-3\nArchitecture: all\nMaintainer: a <b@c>\nDescription: x\n"
+    )
+    subprocess.run(["dpkg-deb", "--build", folder, tmp_path / "x.deb"], check=True)
+    made = debian.restamped(tmp_path / "x.deb", "1:2-3~lab1", tmp_path)
+    assert made.name == "x_1_2-3~lab1_all.deb"
+    assert debian.field(made, "Version") == "1:2-3~lab1"
+    assert (debian.unpack(made, tmp_path / "out") / "usr/x").read_text() == "x"
+    assert debian.earlier("1:2-3~lab1", "1:2-3")
+    assert not debian.earlier("1:2-3", "1:2-3~lab1")

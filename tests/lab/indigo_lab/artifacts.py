@@ -5,11 +5,13 @@ The folder is laid out as `wget -x` would: <upstream host>/<upstream path>.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -195,6 +197,33 @@ def publish_newer(arch: str, suite: str = "trixie", patch: int = 9) -> Published
     _containerd(docroot, _DEBIAN + suite, files)
     docroot.save()
     return docroot.published
+
+
+def publish_older(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Put an older release of packages into the guests' repository, beside what is there.
+
+    apt chooses the newest where no version is asked for: other labs do not notice.
+
+    Args:
+        names: of packages that the repository has.
+
+    Returns:
+        the older and the usual version of each.
+    """
+    folder = cache("www", "debian")
+    apt = debian.Apt()
+    found: dict[str, tuple[str, str]] = {}
+    for name in names:
+        there = {debian.field(path, "Version"): path for path in folder.glob(f"{name}_*.deb")}
+        usual = max(there, key=functools.cmp_to_key(lambda a, b: -1 if debian.earlier(a, b) else 1))
+        if len(there) == 1:
+            apt.update()
+            package = apt.older(there[usual])
+            there[debian.field(package, "Version")] = package
+            debian.repository([*folder.glob("*.deb"), package], folder)
+        (older,) = set(there) - {usual}
+        found[name] = (older, usual)
+    return found
 
 
 def _unpacked() -> Path:

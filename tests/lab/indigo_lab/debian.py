@@ -252,11 +252,61 @@ class Apt:
                 self("download", name, cwd=folder)
         return {name: sorted(folder.glob(f"{name}_*.deb"))[-1] for name in names}
 
+    def older(self, package: Path) -> Path:
+        """The newest release of a package before this one.
+
+        Where the lists have none, it is the same package with another version written into it.
+        """
+        name, version = field(package, "Package"), field(package, "Version")
+        lines = run(
+            ["apt-cache", "madison", name],
+            step=f"apt-cache madison {name}",
+            env={"APT_CONFIG": str(self.config)},
+        ).stdout.splitlines()
+        listed = [line.split("|")[1].strip() for line in lines if "|" in line]
+        before = [one for one in listed if earlier(one, version)]
+        folder = self.home / "older"
+        remove_tree(folder)
+        folder.mkdir()
+        if before:
+            self("download", f"{name}={before[0]}", cwd=folder)
+            return next(folder.glob(f"{name}_*.deb"))
+        return restamped(package, f"{version}~lab1", folder)
+
+
+def field(package: Path, name: str) -> str:
+    """A field of a .deb's description."""
+    return run(["dpkg-deb", "-f", package, name]).stdout.strip()
+
+
+def earlier(one: str, other: str) -> bool:
+    """Whether a version comes before another one, as dpkg orders them."""
+    return run(["dpkg", "--compare-versions", one, "lt", other], check=False).returncode == 0
+
+
+def restamped(package: Path, version: str, into: Path) -> Path:
+    """The same package with another version written into its description.
+
+    Args:
+        package: the .deb.
+        version: what the copy says of itself.
+        into: the folder for it.
+    """
+    work = into / "work"
+    run(["dpkg-deb", "-R", package, work])
+    control = work / "DEBIAN/control"
+    text = re.sub(r"(?m)^Version: .*$", f"Version: {version}", control.read_text())
+    write(control, text)
+    plain = version.replace(":", "_")
+    target = into / f"{field(package, 'Package')}_{plain}_{field(package, 'Architecture')}.deb"
+    run(["dpkg-deb", "--build", work, target], step=f"pack {target.name}")
+    remove_tree(work)
+    return target
+
 
 def upstream_version(package: Path) -> str:
     """The upstream part of a .deb's version: 1.6.20~ds1-1+b3 is 1.6.20."""
-    full = run(["dpkg-deb", "-f", package, "Version"]).stdout.strip()
-    return plain_version(full)
+    return plain_version(field(package, "Version"))
 
 
 def plain_version(text: str) -> str:
