@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import salt.utils.templates
-from indigo_model import lb
+from indigo_model import lb, master, versions
 from indigo_model.cluster import Cluster, Host, Vip
 from support import ROOT
 
@@ -35,6 +35,14 @@ def components(declared: Cluster, host: str = "lb1") -> dict:
 def test_other_roles_get_nothing():
     declared = cluster()
     assert lb.view(declared, declared.hosts["m1"]) == {}
+
+
+def test_declared_packages_reach_whoever_has_them():
+    both = {"haproxy": "2", "keepalived": "3"}
+    declared = cluster(packages=both, nodes=1, versions=versions.DEFAULTS)
+    assert lb.view(declared, declared.hosts["lb1"])["packages"] == both
+    assert master.view(declared, declared.hosts["m1"])["packages"] == {"haproxy": "2"}
+    assert lb.view(declared, declared.hosts["n1"]) == master.view(declared, declared.hosts["n1"])
 
 
 def test_every_master_is_a_server_and_nothing_else():
