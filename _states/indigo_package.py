@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -123,8 +124,8 @@ def exchanged(
     when they please. Everything is downloaded before that.
 
     Args:
-        name: Path of the program that the unit runs: later states learn from it, in test mode, that
-            the program would be another one.
+        name: Path of the program that the unit runs, named as its package: later states learn from
+            it, in test mode, that the program would be another one.
         versions: Package to its version; none is fine.
         unit: What restarts.
         files: What it reads at its start, the program with it; see ``indigo_service.running``.
@@ -151,6 +152,8 @@ def exchanged(
             told = "are of their declared versions" if versions else "are the distribution's"
             return {**ret, "comment": f"The packages {told}"}
         if __opts__["test"]:
+            if os.path.basename(name) not in found:
+                ret["name"] = unit  # the program stays
             told = f"{_told(found)}: would be exchanged, and {unit} restarted"
             if tier:
                 told += f", {__salt__['indigo_rolling.describe'](tier)}"

@@ -322,6 +322,8 @@ def test_the_preview_of_an_exchange_names_the_program_and_touches_nothing(state)
         "haproxy 1 to 2: would be exchanged, and haproxy restarted, one at a time"
     )
     assert state.fetched("x", {"haproxy": "2"})["result"] is None
+    other = state.exchanged("/usr/sbin/haproxy", {"keepalived": "2"}, "haproxy")
+    assert (other["result"], other["name"]) == (None, "haproxy")
     assert host.did == []
 
 
