@@ -104,6 +104,7 @@ def document(
             for n, (id_, listed) in enumerate(roles.items())
         },
         "versions": pinned,
+        "packages": {"haproxy": "2.6.12-1+deb12u4", "keepalived": "1:2.2.7-1+b2"},
         "artifacts": {"checksums": sums},
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
