@@ -263,7 +263,8 @@ class Apt:
             step=f"apt-cache madison {name}",
             env={"APT_CONFIG": str(self.config)},
         ).stdout.splitlines()
-        listed = [line.split("|")[1].strip() for line in lines if "|" in line]
+        # Those of sources are listed, too.
+        listed = [line.split("|")[1].strip() for line in lines if line.endswith(" Packages")]
         before = [one for one in listed if earlier(one, version)]
         folder = self.home / "older"
         remove_tree(folder)
