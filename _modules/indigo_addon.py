@@ -968,6 +968,42 @@ def _browser(settings: Mapping[str, Any]) -> str:
     return ""
 
 
+def unregistered(
+    driver: str, nodes: Iterable[str], items: Iterable[Mapping[str, Any]]
+) -> list[str]:
+    """Nodes whose kubelet has no driver of that name.
+
+    Args:
+        driver: Its name.
+        nodes: Declared nodes.
+        items: All CSINode objects.
+
+    Example:
+        >>> unregistered("d", ["a", "b"], [{"metadata": {"name": "a"},
+        ...                                 "spec": {"drivers": [{"name": "d"}]}}])
+        ['b']
+    """
+    there = {
+        one["metadata"]["name"]
+        for one in items
+        if driver in [found["name"] for found in (one["spec"].get("drivers") or ())]
+    }
+    return sorted(set(nodes) - there)
+
+
+def _disks(settings: Mapping[str, Any]) -> str:
+    """The driver of Cinder is registered on every node: there it knows which server it is on."""
+    items = __salt__["indigo_kube.get"](DRIVERS, server=_server())["items"]
+    missing = unregistered(settings["driver"], settings["nodes"], items)
+    if missing:
+        return f"{settings['driver']} is not registered on {', '.join(missing)}"
+    return ""
+
+
+#: Where the API has the drivers of each node's kubelet.
+DRIVERS = "/apis/storage.k8s.io/v1/csinodes"
+
+
 def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
     """The series of InfluxDB's answer to one query.
 
@@ -1068,4 +1104,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "grafana": _dashboards,
     "headlamp": _browser,
     "logging": _lines,
+    "openstack": _disks,
 }

@@ -30,6 +30,7 @@ SECRETS = (
     "/etc/kubernetes/tokens.csv",
     "/etc/kubernetes/tokens.set",
     "/etc/kubernetes/encryption.yaml",
+    "/etc/kubernetes/openstack.secret",
     "/etc/kubernetes/pki/*.key",
     "/etc/etcd/pki/*.key",
     "/etc/indigo/ca/*/*.key",

@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -61,12 +62,14 @@ def run(
     problems = list(found["problems"])
     target = _target(model)
     problems += _refused(model, target, force) + _key_files(found["values"])
+    problems += _readable(conf) if found["password"] else []
     if problems:
         raise CommandExecutionError(
             f"{conf} cannot be used. Nothing was changed.\n"
             + "\n".join(f"- {problem}" for problem in problems)
         )
     hosts = {id_: one["address"] for id_, one in found["document"]["hosts"].items()}
+    masters = [i for i, one in found["document"]["hosts"].items() if "master" in one["roles"]]
     with salt.client.get_local_client(mopts=__opts__) as client:
         missing = [id_ for id_ in hosts if id_ not in _answering(client, hosts)]
         if test:
@@ -76,6 +79,7 @@ def run(
                 "would": [
                     *(f"make {id_} ({hosts[id_]}) a minion, over ssh" for id_ in missing),
                     f"write {target}",
+                    *([f"put OPENSTACK_PASS on {masters[0]}"] if found["password"] else []),
                     *(["deploy"] if deploy else []),
                 ],
                 "cluster": found["document"],
@@ -91,6 +95,9 @@ def run(
             )
         balancers = [i for i, one in found["document"]["hosts"].items() if "lb" in one["roles"]]
         interfaces = _interfaces(client, balancers, found["document"]["vip"]["address"], hosts)
+        if found["password"] and _kept(model, client, masters[0], found):
+            done.append(f"put OPENSTACK_PASS on {masters[0]}")
+            say(done[-1])
     found = model["indigo_model.setup"](said, _own(said, model), interfaces, extra)
     if found["problems"]:
         raise CommandExecutionError("\n".join(found["problems"]))
@@ -186,6 +193,17 @@ def _key_files(values: Mapping[str, str]) -> list[str]:
     ]
 
 
+def _readable(conf: str) -> list[str]:
+    """Whether a file with a password is for its owner's eyes alone."""
+    mode = stat.S_IMODE(os.stat(conf).st_mode)
+    if not mode & 0o077:
+        return []
+    return [
+        f"OPENSTACK_PASS: found it in {conf}, which has mode {mode:04o}; expected 0600: "
+        f"`chmod 0600 {conf}`"
+    ]
+
+
 # --- hosts -------------------------------------------------------------------------------------
 
 
@@ -227,6 +245,29 @@ def _interfaces(
         for name, addresses in interfaces.items()
         if hosts[id_] in addresses
     }
+
+
+def _kept(model: Any, client: Any, host: str, found: Mapping[str, Any]) -> bool:
+    """Bring OpenStack's password to a host, sealed for its minion; whether that changed anything.
+
+    Only ciphertext is in the job, the event and the argument.
+    """
+    with salt.key.get_key(__opts__) as keys:
+        folder, public = _held(keys, host)
+    remedy = f"accept its minion's key: `salt-key -a {host}`, and run this again"
+    if folder != "minions":
+        raise CommandExecutionError(f"OPENSTACK_PASS: {host}: no accepted key; {remedy}")
+    header = {"recipient": host, "file": found["password_file"]}
+    whose = f"{host}: its Salt public key"
+    sealed = model["indigo_seal.seal"](header, found["password"], public, whose, remedy)
+    # A new minion has none of our modules yet.
+    client.cmd(host, "saltutil.sync_modules", timeout=60)
+    answer = client.cmd(host, "indigo_cloud.keep", [sealed], timeout=60).get(host)
+    if not isinstance(answer, Mapping) or "changed" not in answer:
+        raise CommandExecutionError(
+            f"OPENSTACK_PASS: {host} did not take it: {answer or 'no answer'}. Run this again"
+        )
+    return bool(answer["changed"])
 
 
 def _bootstrapped(

@@ -401,15 +401,23 @@ def setup_(
     """The cluster that a ``setup.conf`` declares, see :func:`setup.document`.
 
     Returns:
-        ``document``, ``values`` (what concerns ssh and Salt) and ``problems``, all of them.
+        ``document``, ``values`` (what concerns ssh and Salt), ``password`` (of OpenStack, which is
+        in none of the others), ``password_file`` (where the first master has it) and
+        ``problems``, all of them.
     """
-    from . import setup
+    from . import openstack, setup
 
     said, problems = setup.parse(conf)
     document: dict[str, Any] = {}
     if not problems:
         document, problems = setup.document(said, master, interfaces, more)
-    return {"document": document, "values": said.values, "problems": problems}
+    return {
+        "document": document,
+        "values": said.values,
+        "password": said.password,
+        "password_file": openstack.SECRET_FILE,
+        "problems": problems,
+    }
 
 
 def setup_text(document: dict[str, Any], source: str) -> str:

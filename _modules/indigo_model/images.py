@@ -7,7 +7,7 @@ the project itself names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,117 @@ class Image:
     def reference(self) -> str:
         """How a manifest names it: repository, tag and digest."""
         return f"{self.repository}:{self.tag}@sha256:{self.digest}"
+
+
+#: Of cloud-provider-openstack's controller: release to digest. These and the driver's below are
+#: those that upstream promoted: kubernetes/k8s.io, under ``registry.k8s.io/images`` the files of
+#: ``k8s-staging-provider-os`` and ``k8s-staging-sig-storage``.
+_CONTROLLERS = {
+    "v1.24.6": "6ec59e33cffedeaad24b1db21205c673319e8ed44e10f13f31bf0a3da2766650",
+    "v1.25.6": "dc29cf330128851cb37fcfc6d577b43121176bf4fa25b1338181dfe89fab8c6f",
+    "v1.26.4": "60e515b61e768d33f76a4c67a4c592ec896c78e468927b1e9fd05dc4ad27f95d",
+    "v1.27.3": "201e054189150e35c4233dbf7d27aa38f8e5c22c189c570babbe70df9c65d264",
+    "v1.28.3": "115383f809474b66ed209af9056934b6d725108bc42dc82d9c9e75c743e551d8",
+    "v1.29.1": "b815e308ce5c6a9962d698ae7161053f96b4b2bb17d9adbed577b213295b114e",
+    "v1.30.3": "25ee4743a8df7240891c1031785b7d25832058e2d31020181320b9ddf231bebe",
+    "v1.31.4": "85b51501b4042922620fa01b687439e0081b598566d3f78b69f444d75f944a84",
+    "v1.32.1": "d292e0fe3222b116b6351d21c4499ebfb678d9d99278bece72fce175529097ea",
+    "v1.33.1": "de8a6da8c31c7b967625451a7169309d6f77aee1ff64b3f8e6ba8d8810ce2a22",
+}
+
+#: The driver and what upstream ships beside it, by release: the first runs with what Kubernetes
+#: 1.20 has, the second needs 1.25 (its snapshotter says so).
+_CINDER = {
+    20: {
+        "cinder-csi-plugin": (
+            "v1.24.6",
+            "4eabd63cb7972e77978f4b17a7072f922eec7811f843d9c85991ee02d46a2375",
+        ),
+        "csi-attacher": (
+            "v3.4.0",
+            "8b9c313c05f54fb04f8d430896f5f5904b6cb157df261501b29adc04d2b2dc7b",
+        ),
+        "csi-provisioner": (
+            "v3.1.0",
+            "122bfb8c1edabb3c0edd63f06523e6940d958d19b3957dc7b1d6f81e9f1f6119",
+        ),
+        "csi-resizer": (
+            "v1.4.0",
+            "9ebbf9f023e7b41ccee3d52afe39a89e3ddacdbb69269d583abfc25847cfd9e4",
+        ),
+        "csi-snapshotter": (
+            "v5.0.1",
+            "89e900a160a986a1a7a4eba7f5259e510398fa87ca9b8a729e7dec59e04c7709",
+        ),
+        "csi-node-driver-registrar": (
+            "v2.5.0",
+            "4fd21f36075b44d1a423dfb262ad79202ce54e95f5cbc4622a6c1c38ab287ad6",
+        ),
+        "livenessprobe": (
+            "v2.6.0",
+            "406f59599991916d2942d8d02f076d957ed71b541ee19f09fc01723a6e6f5932",
+        ),
+    },
+    25: {
+        "cinder-csi-plugin": (
+            "v1.33.1",
+            "aedbd86f1292179d64cf9894c8eb05a79c36c7f8cdfd538e65ad5248058472a7",
+        ),
+        "csi-attacher": (
+            "v4.7.0",
+            "6e54dae32284f60a2de1645c527715e4c934e5ce7899560c0d845bac957118dc",
+        ),
+        "csi-provisioner": (
+            "v5.1.0",
+            "672e45d6a55678abc1d102de665b5cbd63848e75dc7896f238c8eaaf3c7d322f",
+        ),
+        "csi-resizer": (
+            "v1.12.0",
+            "ab774734705a906561e15b67f6a96538f3ad520335d636f793aaafe87a3b5200",
+        ),
+        "csi-snapshotter": (
+            "v8.1.0",
+            "b3e90b33781670ac050c22c9e88b9e876493dca248966b9da6f7a90cc412ab86",
+        ),
+        "csi-node-driver-registrar": (
+            "v2.12.0",
+            "0d23a6fd60c421054deec5e6d0405dc3498095a5a597e175236c0692f4adee0f",
+        ),
+        "livenessprobe": (
+            "v2.14.0",
+            "33692aed26aaf105b4d6e66280cceca9e0463f500c81b5d8c955428a75438f32",
+        ),
+    },
+}
+
+
+def _of_openstack() -> Iterator[Image]:
+    """Rows of the add-on ``openstack``."""
+    for since, parts in _CINDER.items():
+        for name, (tag, digest) in parts.items():
+            group = "provider-os" if name == "cinder-csi-plugin" else "sig-storage"
+            yield Image(
+                name,
+                "openstack",
+                f"registry.k8s.io/{group}/{name}",
+                tag,
+                digest,
+                "Apache-2.0",
+                since=since,
+            )
+    name = "openstack-cloud-controller-manager"
+    for tag, digest in _CONTROLLERS.items():
+        # Before the first of them validation lets nobody have one.
+        since = int(tag.split(".")[1]) if tag != next(iter(_CONTROLLERS)) else versions.FIRST_MINOR
+        yield Image(
+            name,
+            "openstack",
+            f"registry.k8s.io/provider-os/{name}",
+            tag,
+            digest,
+            "Apache-2.0",
+            since=since,
+        )
 
 
 #: Of several rows with a name the last holds whose ``since`` is not above the cluster's minor.
@@ -152,6 +263,7 @@ TABLE: tuple[Image, ...] = (
         "7dfee7a14cf7de9f22285d9e9db3bf423c36f3f4a82c0dce7294b0fb1532c863",
         "Elastic-2.0",
     ),
+    *_of_openstack(),
 )
 
 #: Names that ``images.use`` may have.

@@ -36,13 +36,33 @@ ONCE = {
     "SALT_VERSION": "release of Salt on the hosts",
     "SALT_REPOSITORY": "where packages of that release are",
     "SALT_REPOSITORY_KEY": "file with the key that signs them, on the Salt master",
+    "OPENSTACK_URL": "Keystone, whose cloud has disks for claims",
+    "OPENSTACK_REGION": "its region",
+    "OPENSTACK_USER": "who signs in there",
+    "OPENSTACK_PASS": "that user's password",
+    "OPENSTACK_DOMAIN": "that user's domain",
+    "OPENSTACK_TENANTID": "id of that user's project",
+    "OPENSTACK_CA_URL": "authority of the cloud, a file of the Salt file server",
+    "OPENSTACK_CA_SHA256": "its SHA-256",
 }
 
 #: What may follow an address.
 OPTIONS = {"host": ("name", "interface"), "VIP": ("interface", "port", "router_id")}
 
-#: The seed's lines about Cinder volumes.
-OPENSTACK = ("URL", "USER", "PASS", "TENANTID", "REGION", "CA_URL")
+#: Lines about the add-on ``openstack``, and its keys; that with the password has none.
+OPENSTACK = {
+    "OPENSTACK_URL": "auth_url",
+    "OPENSTACK_REGION": "region",
+    "OPENSTACK_USER": "user",
+    "OPENSTACK_DOMAIN": "domain",
+    "OPENSTACK_TENANTID": "project",
+    "OPENSTACK_CA_URL": "ca",
+    "OPENSTACK_CA_SHA256": "ca_sha256",
+}
+PASSWORD = "OPENSTACK_PASS"  # noqa: S105 - the line's key
+
+#: By key of the add-on, its line.
+_LINES = {f"addons.openstack.{key}": line for line, key in OPENSTACK.items()}
 
 #: What the values look like that get into a shell script, or into ssh's arguments.
 SHAPES = {
@@ -76,6 +96,8 @@ class Setup:
     values: dict[str, str] = field(default_factory=dict)
     #: By minion id, ``vip`` or key, the line that says it.
     lines: dict[str, int] = field(default_factory=dict)
+    #: OpenStack's password: in no document, message or text of this object.
+    password: str = field(default="", repr=False)
 
 
 def parse(conf: str) -> tuple[Setup, list[str]]:
@@ -135,18 +157,20 @@ def parse(conf: str) -> tuple[Setup, list[str]]:
 
 def _line(line: str) -> tuple[str, str, dict[str, str]]:
     matched = _LINE.fullmatch(line)
+    if line.startswith(PASSWORD):
+        # What is wrong with it is told without it.
+        word = matched["value"].strip() if matched and matched["key"] == PASSWORD else ""
+        if not word or re.fullmatch("<[^<>]*>", word):
+            raise ValueError(
+                f"{PASSWORD}: found no value; expected {PASSWORD}= and the password, or no such "
+                "line"
+            )
+        return PASSWORD, word, {}
     if not matched:
         raise ValueError(f"found {line!r}; expected KEY=value, such as LB1=192.0.2.11 name=lb1")
     key, value = matched["key"], matched["value"].strip()
     if "<" in value or not value:
         raise ValueError(f"{key}: found {value or 'nothing'}; write a value, or delete the line")
-    if key.startswith("OPENSTACK_"):
-        what = key.removeprefix("OPENSTACK_")
-        known = "" if what in OPENSTACK else f" ({key} is none of the known lines, either)"
-        raise ValueError(
-            f"{key}: found a wish for volumes of OpenStack, which Indigo does not bring{known}; "
-            "expected no such line: delete all lines OPENSTACK_…"
-        )
     prefix = re.fullmatch(r"([A-Z]+)(\d+)", key)
     if prefix and prefix[1] in ROLES:
         words = value.split()
@@ -185,6 +209,10 @@ def _take(setup: Setup, number: int, key: str, value: str, options: Mapping[str,
             raise ValueError(f"{key}: found {value} ({err}); expected a network a.b.c.d/n") from err
     if key in SHAPES and not re.fullmatch(SHAPES[key][0], value):
         raise ValueError(f"{key}: found {value!r}; expected {SHAPES[key][1]}")
+    if key == PASSWORD:
+        setup.password = value
+        setup.lines[key] = number
+        return
     if key in ONCE and key not in ("VIP", "SALT"):
         setup.values[key] = value
         setup.lines[key] = number
@@ -267,6 +295,14 @@ def document(
             "pods": values["PODS"],
         },
     }
+    cloud = {key: setup.values[line] for line, key in OPENSTACK.items() if line in setup.values}
+    others = extra.get("addons") or {}
+    if (cloud or setup.password) and isinstance(others, Mapping):
+        theirs = others.get("openstack") or {}
+        made["addons"] = {
+            **others,
+            "openstack": {**theirs, **cloud} if isinstance(theirs, Mapping) else theirs,
+        }
     made = {**made, **{key: value for key, value in extra.items() if key not in made}}
     problems = [_placed(setup, problem) for problem in validate.problems(made)]
     problems += [
@@ -285,7 +321,14 @@ def _placed(setup: Setup, problem: str) -> str:
         if key == f"hosts.{name}" or key.startswith(f"hosts.{name}."):
             return f"line {line}: {problem}"
     names = {"networks.services": "SERVICES", "networks.pods": "PODS", "name": "NAME"}
+    names |= _LINES
     line = setup.lines.get(names.get(key, parts[0]), 0)
+    if not line and key.startswith("addons.openstack"):
+        # What is missing: at the first line that asks for it.
+        asked = (setup.lines[one] for one in (*OPENSTACK, PASSWORD) if one in setup.lines)
+        line = min(asked, default=0)
+        missing = {"addons.openstack": "OPENSTACK_USER", **_LINES}.get(key)
+        problem += f" (the line {missing}=…)" if missing else ""
     return f"line {line}: {problem}" if line else problem
 
 

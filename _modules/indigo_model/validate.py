@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring
+from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring, openstack
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -500,6 +500,20 @@ def _one_of(options: tuple[str, ...]) -> Check:
     return check
 
 
+#: The seed's third network, by its names.
+_CONTRAIL = ("opencontrail", "contrail", "tungsten-fabric", "tungstenfabric", "opensdn")
+
+
+def _pod_network(value: Any) -> tuple[str, str] | None:
+    if value in _CONTRAIL:
+        return (
+            f"one of {_listed(POD_NETWORKS)}",
+            "OpenContrail is not built here, docs/operations/network.md says why; flannel is what "
+            "carries pods across networks",
+        )
+    return _one_of(POD_NETWORKS)(value)
+
+
 #: What others call our roles.
 _OTHER_WORDS = {
     "worker": "node",
@@ -636,6 +650,14 @@ _span_of_time = _matching(r"[1-9]\d{0,4}[hdwy]", "a time in h, d, w or y", "15d"
 _secret_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a Secret's name", "site")
 _target = _matching(r"\d{1,3}(\.\d{1,3}){3}:\d{1,5}", "an address and a port", "10.0.0.5:9100")
 _url = _matching(r"https?://[^\s/]+(/\S*)?", "a URL", "http://10.0.0.5:8080/alerts")
+_plain = _matching(r"[^\x00-\x1f\x7f]{1,255}", "a text of one line", "RegionOne")
+_cloud_id = _matching(r"[0-9A-Za-z-]{1,64}", "an id, as OpenStack shows it", "5a1b…")
+_served_file = _matching(
+    r"salt://[\w.@+-]+(/[\w.@+-]+)*",
+    "a file of the Salt file server",
+    "salt://openstack/ca.pem, and put the file there",
+)
+_sha256 = _matching(r"[0-9a-f]{64}", "64 hexadecimal digits", "those that `sha256sum` shows")
 _class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
 
 
@@ -917,7 +939,7 @@ KEYS: tuple[Key, ...] = (
         "What carries the pods' traffic between hosts: `routes` needs all masters and nodes on "
         "one network and no images; `flannel` works across networks.",
         default="routes",
-        check=_one_of(POD_NETWORKS),
+        check=_pod_network,
     ),
     Key(
         "firewall",
@@ -1643,6 +1665,133 @@ KEYS: tuple[Key, ...] = (
         check=_domain,
     ),
     Key(
+        "addons.openstack",
+        "mapping",
+        "Disks of OpenStack's Cinder for claims, and load balancers of Octavia. The password is no "
+        "key: it is in a file, see [openstack.md](operations/openstack.md).",
+        default="not installed",
+    ),
+    Key(
+        "addons.openstack.auth_url",
+        "URL",
+        "Keystone, version 3.",
+        required=True,
+        check=_url,
+    ),
+    Key(
+        "addons.openstack.region",
+        "text",
+        "The region.",
+        required=True,
+        check=_plain,
+    ),
+    Key(
+        "addons.openstack.application_credential",
+        "id",
+        "Id of an application credential, in place of a user: it is of one project, and can be "
+        "taken back alone.",
+        default="none",
+        check=_cloud_id,
+    ),
+    Key(
+        "addons.openstack.user",
+        "text",
+        "Name of the user who signs in, in place of an application credential.",
+        default="none",
+        check=_plain,
+    ),
+    Key(
+        "addons.openstack.domain",
+        "text",
+        "The user's domain.",
+        default=f"`{openstack.DEFAULTS['domain']}`",
+        check=_plain,
+    ),
+    Key(
+        "addons.openstack.project",
+        "id",
+        "Id of the user's project (tenant).",
+        default="that of the application credential",
+        check=_cloud_id,
+    ),
+    Key(
+        "addons.openstack.ca",
+        "salt:// URL",
+        "Authority of the cloud's certificates where no public one signed them: a file in PEM.",
+        default="those that the images trust",
+        check=_served_file,
+    ),
+    Key(
+        "addons.openstack.ca_sha256",
+        "checksum",
+        "Of that file.",
+        default="none",
+        check=_sha256,
+    ),
+    Key(
+        "addons.openstack.storage_class",
+        "StorageClass",
+        "Name of the class that it brings.",
+        default=f"`{openstack.DEFAULTS['storage_class']}`",
+        check=_class_name,
+    ),
+    Key(
+        "addons.openstack.default_class",
+        "boolean",
+        "Whether claims that name no class get that one.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.openstack.type",
+        "text",
+        "Cinder's volume type. A class cannot be changed: see the page.",
+        default="the cloud's",
+        check=_plain,
+    ),
+    Key(
+        "addons.openstack.zone",
+        "text",
+        "Cinder's availability zone.",
+        default="that of the node",
+        check=_plain,
+    ),
+    Key(
+        "addons.openstack.keep",
+        "boolean",
+        "Whether a volume stays in the cloud when its claim is deleted.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.openstack.snapshots",
+        "boolean",
+        "Whether it brings a VolumeSnapshotClass; the cluster must have its definition.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.openstack.cloud_controller",
+        "boolean",
+        "Whether Octavia makes load balancers for services of type LoadBalancer.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.openstack.subnet",
+        "id",
+        "Subnet of the nodes, where Octavia's load balancers are.",
+        default="none",
+        check=_cloud_id,
+    ),
+    Key(
+        "addons.openstack.floating_network",
+        "id",
+        "External network whose addresses they get.",
+        default="none: they are inside",
+        check=_cloud_id,
+    ),
+    Key(
         "services",
         "mapping",
         "Workloads of your own, by name, see [services.md](operations/services.md).",
@@ -2117,6 +2266,73 @@ def _addon_relations(known: _Known) -> Iterator[str]:
             )
 
 
+def _openstack_relations(known: _Known) -> Iterator[str]:
+    addons = known.document.get("addons")
+    given = addons.get(openstack.NAME) if isinstance(addons, Mapping) else None
+    if not isinstance(given, Mapping):
+        return
+    path = f"addons.{openstack.NAME}"
+    if ("user" in given) == ("application_credential" in given):
+        yield _problem(
+            path,
+            "both user and application_credential" if "user" in given else "nobody who signs in",
+            "user, with project, or application_credential",
+            "delete one of them" if "user" in given else "add one of them",
+        )
+    elif ("user" in given) != ("project" in given):
+        yield _problem(
+            f"{path}.project",
+            "no such key" if "user" in given else "it beside application_credential",
+            "it beside user, and there alone",
+            "add it: `openstack project list` shows the id" if "user" in given else "delete it",
+        )
+    for one, other in (("ca", "ca_sha256"), ("ca_sha256", "ca")):
+        if one in given and other not in given:
+            yield _problem(
+                f"{path}.{other}",
+                f"no such key, and {one}",
+                "both, or neither",
+                "add it: `sha256sum` shows the sum" if one == "ca" else f"delete {one}",
+            )
+    wanted = known.at(f"{path}.cloud_controller")
+    for key in ("subnet", "floating_network"):
+        if key in given and not wanted:
+            yield _problem(
+                f"{path}.{key}",
+                "it without cloud_controller: true",
+                "it for load balancers alone",
+                "delete it, or set cloud_controller: true",
+            )
+    if wanted:
+        yield from _cloud_controller(known, path)
+
+
+def _cloud_controller(known: _Known, path: str) -> Iterator[str]:
+    """Whether there is what Octavia's load balancers need."""
+    if "subnet" not in known.document["addons"][openstack.NAME]:
+        yield _problem(
+            f"{path}.subnet",
+            "no such key, and cloud_controller: true",
+            "the nodes' subnet: without --cloud-provider=external nobody can look it up",
+            "add it: `openstack subnet list` shows the id",
+        )
+    release = known.at("versions.kubernetes") or table.DEFAULTS["kubernetes"]
+    low, high = openstack.CONTROLLER_MINORS
+    own = known.document.get("images")
+    used = own.get("use") if isinstance(own, Mapping) else None
+    if low <= table.minor(release) <= high or (
+        isinstance(used, Mapping) and openstack.CONTROLLER in used
+    ):
+        return
+    yield _problem(
+        f"{path}.cloud_controller",
+        f"true, with Kubernetes {release}",
+        f"a release from 1.{low} to 1.{high}, for which a controller is pinned that is not newer, "
+        "and at most one minor older",
+        f"name an image of that minor under images.use.{openstack.CONTROLLER}, or set it to false",
+    )
+
+
 def _version_relations(known: _Known) -> Iterator[str]:
     if "versions" in known.document and not isinstance(known.document["versions"], Mapping):
         return
@@ -2336,6 +2552,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _network_relations,
     _firewall_relations,
     _addon_relations,
+    _openstack_relations,
     _version_relations,
     _override_relations,
     _timer_relations,

@@ -56,6 +56,15 @@ The certificate of {{ name }} is in the cluster:
       - indigo_addon: {{ name }} is in the cluster
 {% endfor %}
 
+{% for cloud in addon.get('clouds', []) %}
+The way to the cloud of {{ name }} is in the cluster:
+  indigo_cloud.secret:
+    - name: {{ cloud.secret }}
+    - cloud: {{ cloud | tojson }}
+    - require:
+      - indigo_addon: {{ name }} is in the cluster
+{% endfor %}
+
 {% for secret, made in addon.get('passwords', {}).items() %}
 The Secret {{ secret }} of {{ name }} is in the cluster:
   indigo_addon.secret:

@@ -19,7 +19,8 @@ The unit of {{ name }} is gone:
 
 # The shared secrets first of all; the other masters have theirs.
 {% for path in [
-  'tokens.set', 'tokens.csv', 'encryption.yaml', 'pki/sa.key', 'pki/controller-manager-sa.key', 'pki/sa.pub',
+  'tokens.set', 'tokens.csv', 'encryption.yaml', 'openstack.secret',
+  'pki/sa.key', 'pki/controller-manager-sa.key', 'pki/sa.pub',
   'tokens/admin', 'tokens/kube-controller-manager', 'tokens/kube-scheduler',
   'admin.kubeconfig', 'controller-manager.kubeconfig', 'scheduler.kubeconfig',
   'audit-policy.yaml', 'authentication.yaml', 'etcd-proxy.cfg',

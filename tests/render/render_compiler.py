@@ -110,7 +110,17 @@ def document(
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
         "addons": {name: {} for name in addons.ADDONS}
-        | {"ingress": {"tcp": [{"port": 5432, "node_port": 30432}]}},
+        | {
+            "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
+            "openstack": {
+                "auth_url": "https://keystone.example.org:5000/v3",
+                "region": "RegionOne",
+                "user": "indigo",
+                "project": "5a1b",
+                "ca": "salt://openstack/ca.pem",
+                "ca_sha256": digest.removeprefix("sha256:"),
+            },
+        },
         "services": {"wiki": {"source": "salt://addons/files"}},
     }
 

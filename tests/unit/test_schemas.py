@@ -27,16 +27,41 @@ DISKS = {
     for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging")
 }
 
+#: What the add-on `openstack` cannot do without.
+CLOUD = {"auth_url": "https://keystone.example.org:5000/v3", "region": "RegionOne"}
+USER = CLOUD | {"user": "indigo", "project": "5a1b"}
+
 #: All that a site may set and that makes other objects.
 MORE = DISKS | {
     "alertmanager": DISKS["alertmanager"] | {"secret": "mine"},
     "grafana": DISKS["grafana"] | {"host": "grafana.example.org"},
     "headlamp": {"host": "headlamp.example.org"},
     "logging": DISKS["logging"] | {"host": "logs.example.org"},
+    "openstack": CLOUD
+    | {
+        "application_credential": "77aa",
+        "ca": "salt://openstack/ca.pem",
+        "ca_sha256": "0" * 64,
+        "default_class": True,
+        "type": "ssd",
+        "zone": "nova",
+        "keep": True,
+        "cloud_controller": True,
+        "subnet": "11-22",
+        "floating_network": "33-44",
+    },
 }
 
 #: Pods that are root, and why.
-ROOT_PODS = {"fluent-bit": "logs of pods are root's alone"}
+ROOT_PODS = {
+    "fluent-bit": "logs of pods are root's alone",
+    "cinder-node": "sockets in kubelet's folders are root's",
+}
+
+#: Containers that are privileged, by pod, and why.
+PRIVILEGED = {
+    ("cinder-node", "cinder-csi-plugin"): "it mounts disks for kubelet and other pods",
+}
 
 
 #: Of the node: with them it carries the add-on `ingress`, without them nobody does.
@@ -51,7 +76,7 @@ def manifests(minor: int, labels: Any = GATE, **wanted: Any) -> dict[str, list[d
     networks = ("10.96.0.0/16", "10.244.0.0/16")
     resolved = versions.resolve({"kubernetes": f"1.{minor}.0"})
     vip = Vip("10.0.0.9", "eth0")
-    every = {name: {} for name in addons.ADDONS}
+    every = {name: {} for name in addons.ADDONS} | {"openstack": USER}
     found = Cluster("x", hosts, vip, *networks, versions=resolved, addons=every | wanted)
     folder = jinja2.FileSystemLoader(ROOT / "salt" / "addons")
     environment = jinja2.Environment(loader=folder, undefined=jinja2.StrictUndefined)
@@ -79,9 +104,10 @@ def test_the_schema_can_find_a_mistake():
         kubernetes_validate.validate(workload, "1.36", strict=True)
 
 
+@pytest.mark.parametrize("wanted", [{}, MORE], ids=["plain", "more"])
 @pytest.mark.parametrize("minor", [versions.FIRST_MINOR, versions.LAST_MINOR])
-def test_every_pod_keeps_to_what_all_addons_promise(minor):
-    for name, objects in manifests(minor).items():
+def test_every_pod_keeps_to_what_all_addons_promise(minor, wanted):
+    for name, objects in manifests(minor, **wanted).items():
         workloads = [
             one for one in objects if one["kind"] in ("Deployment", "StatefulSet", "DaemonSet")
         ]
@@ -96,9 +122,12 @@ def test_every_pod_keeps_to_what_all_addons_promise(minor):
             assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
             for container in pod["containers"] + pod.get("initContainers", []):
                 context = container["securityContext"]
-                assert context["allowPrivilegeEscalation"] is False
-                assert context["readOnlyRootFilesystem"] is True
-                assert context["capabilities"] == {"drop": ["ALL"]}
+                if (one["metadata"]["name"], container["name"]) in PRIVILEGED:
+                    assert context == {"privileged": True}
+                else:
+                    assert context["allowPrivilegeEscalation"] is False
+                    assert context["readOnlyRootFilesystem"] is True
+                    assert context["capabilities"] == {"drop": ["ALL"]}
                 assert set(container["resources"]["requests"]) == {"cpu", "memory"}
                 assert "memory" in container["resources"]["limits"]
                 assert "latest" not in container["image"]

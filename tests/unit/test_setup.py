@@ -7,6 +7,8 @@ import subprocess
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from indigo_model import setup, validate
 from support import load
 
@@ -83,7 +85,7 @@ MASTR1=192.0.2.31
 MASTER1=192.0.2.31 name=m
 MASTER2=192.0.2.32 name=m
 hello
-OPENSTACK_URL=http://192.0.2.99:5000
+OPENSTACK_URI=http://192.0.2.99:5000
 SALT_VERSION=latest
 SSH_USER=root; reboot
 PODS=10.0.0.1/8
@@ -101,7 +103,8 @@ def test_all_wrong_lines_are_told_at_once_by_number() -> None:
     assert "line 6: ETCD1: found it again; it is on line 5" in text
     assert "did you mean MASTER1?" in text
     assert "line 9: MASTER2: found m at 192.0.2.32; on line 8 it is at 192.0.2.31" in text
-    assert "line 11: OPENSTACK_URL" in text
+    assert "line 11: OPENSTACK_URI: found an unknown key" in text
+    assert "did you mean OPENSTACK_URL?" in text
     assert "line 16: NODE1: found name=n for 192.0.2.31; on line 8 it is m" in text
 
 
@@ -137,6 +140,152 @@ def test_the_file_says_whether_it_was_edited() -> None:
     assert setup.unedited(text)
     assert not setup.unedited(text + "name: mine\n")
     assert not setup.unedited(text.split("\n", 1)[1])
+
+
+# --- OpenStack -----------------------------------------------------------------------------
+
+#: The lines of the project's first clusters.
+CLOUD = """\
+OPENSTACK_URL=https://192.0.2.99:5000/v3
+OPENSTACK_USER=indigo
+OPENSTACK_PASS=pa<ss="w\\ord
+OPENSTACK_TENANTID=5a1b
+OPENSTACK_REGION=RegionOne
+"""
+WORD = 'pa<ss="w\\ord'
+
+
+def test_the_seeds_lines_become_the_addon_and_the_password_goes_another_way() -> None:
+    said, problems = setup.parse(SEED + CLOUD)
+    assert problems == []
+    document, problems = setup.document(said, MASTER)
+    assert problems == []
+    assert document["addons"] == {
+        "openstack": {
+            "auth_url": "https://192.0.2.99:5000/v3",
+            "region": "RegionOne",
+            "user": "indigo",
+            "project": "5a1b",
+        }
+    }
+    assert said.password == WORD
+    # Nowhere else: not in the file, not in what is shown of the object.
+    assert WORD not in setup.text(document, "x")
+    assert WORD not in str(said.values) and "pa<ss" not in repr(said)
+
+
+def test_the_authority_and_the_domain_have_lines_and_more_keys_come_along() -> None:
+    lines = (
+        "OPENSTACK_CA_URL=salt://openstack/ca.pem\n"
+        f"OPENSTACK_CA_SHA256={'0' * 64}\nOPENSTACK_DOMAIN=people\n"
+    )
+    more = {"addons": {"coredns": {}, "openstack": {"type": "ssd", "region": "Two"}}}
+    document, problems = declared(SEED + CLOUD + lines, more=more)
+    assert problems == []
+    assert document["addons"]["coredns"] == {}
+    found = document["addons"]["openstack"]
+    assert (found["type"], found["region"], found["domain"]) == ("ssd", "RegionOne", "people")
+    assert found["ca"] == "salt://openstack/ca.pem" and found["ca_sha256"] == "0" * 64
+
+
+def test_a_password_alone_is_that_of_what_is_declared_elsewhere() -> None:
+    cloud = {"auth_url": "https://x/v3", "region": "r", "application_credential": "7"}
+    word = "OPENSTACK_PASS=secret\n"
+    document, problems = declared(SEED + word, more={"addons": {"openstack": cloud}})
+    assert problems == [] and document["addons"]["openstack"] == cloud
+    _, problems = declared(SEED + word)
+    assert problems and all(problem.startswith("line 12: addons.open") for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("gone", "instead", "expected"),
+    [
+        ("OPENSTACK_REGION=RegionOne", "", "line 12: addons.openstack.region: found no such key"),
+        ("OPENSTACK_TENANTID=5a1b", "", "(the line OPENSTACK_TENANTID=…)"),
+        ("OPENSTACK_USER=indigo", "", "(the line OPENSTACK_USER=…)"),
+        (
+            "https://192.0.2.99:5000/v3",
+            "keystone",
+            "line 12: addons.openstack.auth_url: found 'key",
+        ),
+        (
+            "OPENSTACK_USER=indigo",
+            "OPENSTACK_USER=indigo\nOPENSTACK_CA_URL=https://x/ca.pem",
+            "line 14: addons.openstack.ca: found 'https://x/ca.pem'; expected a file of the Salt",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_cloud_has_its_line(gone, instead, expected) -> None:
+    _, problems = declared(SEED + CLOUD.replace(gone, instead))
+    assert any(expected in problem for problem in problems), problems
+    assert not any(WORD in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    "line", ["OPENSTACK_PASS=", "OPENSTACK_PASS=<OS_PASS>", "OPENSTACK_PASS x"]
+)
+def test_a_password_that_is_none_is_told_without_it(line) -> None:
+    _, problems = setup.parse(SEED + line)
+    assert problems == [
+        "line 12: OPENSTACK_PASS: found no value; expected OPENSTACK_PASS= and the password, or no "
+        "such line"
+    ]
+
+
+def test_a_file_with_a_password_is_its_owners_alone(tmp_path) -> None:
+    conf = tmp_path / "setup.conf"
+    conf.write_text(SEED + CLOUD)
+    conf.chmod(0o640)
+    (problem,) = runner._readable(str(conf))
+    assert "mode 0640" in problem and f"chmod 0600 {conf}" in problem
+    conf.chmod(0o600)
+    assert runner._readable(str(conf)) == []
+
+
+class Client:
+    """Minions that answer what they are told to; notes what they were asked."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def cmd(self, host, function, arguments=(), timeout=0):
+        self.asked.append((host, function, arguments))
+        return {host: self.answer} if function == "indigo_cloud.keep" else {}
+
+
+def carried(keys, answer, folder="minions"):
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    keys(folder, public.decode())
+    client = Client(answer)
+    model = {"indigo_seal.seal": load("_modules", "indigo_seal").seal}
+    found = {"password": WORD, "password_file": "/etc/kubernetes/openstack.secret"}
+    return client, lambda: runner._kept(model, client, "a", found)
+
+
+def test_the_password_travels_sealed_to_one_minion(keys) -> None:
+    client, carry = carried(keys, {"changed": True})
+    assert carry() is True
+    host, function, (envelope,) = client.asked[-1]
+    assert (host, function) == ("a", "indigo_cloud.keep")
+    assert envelope["header"] == {"recipient": "a", "file": "/etc/kubernetes/openstack.secret"}
+    assert WORD not in str(client.asked)
+
+
+@pytest.mark.parametrize("answer", ["No such function", {}, None])
+def test_a_host_that_does_not_take_it_is_named(keys, answer) -> None:
+    _, carry = carried(keys, answer)
+    with pytest.raises(runner.CommandExecutionError, match="OPENSTACK_PASS: a did not take it"):
+        carry()
+
+
+def test_nothing_is_sealed_for_a_key_that_nobody_accepted(keys) -> None:
+    client, carry = carried(keys, {"changed": True}, folder="minions_pre")
+    with pytest.raises(runner.CommandExecutionError, match="no accepted key"):
+        carry()
+    assert client.asked == []
 
 
 # --- the script ----------------------------------------------------------------------------
