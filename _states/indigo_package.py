@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -68,3 +69,43 @@ def installed(
         return ret
     ret["comment"] = "Packages were installed"
     return ret
+
+
+def gone(name: str, pkgs: Iterable[str], unit: str) -> dict[str, Any]:
+    """Packages that came with a unit file of ours are gone, with their settings.
+
+    Without that file they are somebody else's, and stay. So remove the file after this state.
+
+    Args:
+        name: A plain English sentence.
+        pkgs: Names of packages, without versions.
+        unit: Path of the unit file; its unit is stopped first.
+
+    Returns:
+        A state's result; ``changes`` as ``pkg.purge`` has it, or package to old and new version.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The Zabbix agent is gone:
+          indigo_package.gone:
+            - unit: /etc/systemd/system/zabbix-agent.service
+            - pkgs: [zabbix-agent]
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    path = Path(unit)
+    if not path.exists():
+        return {**ret, "comment": f"{unit} is not there"}
+    wanted = sorted(set(pkgs))
+    there = sorted(set(wanted) - set(__salt__["indigo_package.lacking"](wanted)))
+    if __opts__["test"]:
+        would = {one: {"old": "installed", "new": ""} for one in there}
+        return {**ret, "result": None, "changes": would, "comment": f"{path.stem} would be stopped"}
+    try:
+        __salt__["indigo_service.stop"](path.stem)
+        purge = __salt__["pkg.purge" if "pkg.purge" in __salt__ else "pkg.remove"]
+        ret["changes"] = (purge(pkgs=there) if there else {}) or {}
+    except CommandExecutionError as error:
+        return {**ret, "result": False, "comment": f"Packages cannot be removed: {error}"}
+    return {**ret, "comment": f"{path.stem} was stopped"}

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring
+from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring, zabbix
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -1617,6 +1617,55 @@ KEYS: tuple[Key, ...] = (
         "mapping",
         "Workloads of your own, by name, see [services.md](operations/services.md).",
         default="none",
+    ),
+    Key(
+        "services.zabbix",
+        "mapping",
+        "Not yours but ours: Zabbix, with an agent on every host; `{}` is enough. See "
+        "[zabbix.md](operations/zabbix.md).",
+        default="not installed",
+    ),
+    Key(
+        "services.zabbix.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to the front end.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "services.zabbix.size",
+        "size",
+        "Room of the database, in Mi, Gi or Ti.",
+        default=f"`{zabbix.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "services.zabbix.memory",
+        "size",
+        "Memory of the database; a quarter of it is for its buffers.",
+        default=f"`{zabbix.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "services.zabbix.storage_class",
+        "StorageClass",
+        "Where the database lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "services.zabbix.port",
+        "1 to 65535",
+        "Port of the virtual address that agents send to.",
+        default=str(zabbix.DEFAULTS["port"]),
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "services.zabbix.node_port",
+        "1 to 65535",
+        "Port of the nodes that it leads to, in the API server's range of node ports.",
+        default=str(zabbix.DEFAULTS["node_port"]),
+        check=_integer(1, 65535),
     ),
     Key(
         "services.<name>",

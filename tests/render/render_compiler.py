@@ -108,9 +108,9 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {name: {} for name in addons.ADDONS}
+        "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
         | {"ingress": {"tcp": [{"port": 5432, "node_port": 30432}]}},
-        "services": {"wiki": {"source": "salt://addons/files"}},
+        "services": {"wiki": {"source": "salt://addons/files"}, "zabbix": {}},
     }
 
 

@@ -1,0 +1,15 @@
+# The inverse. An agent that the site has of its own stays: only with our unit is it ours.
+{% import_yaml 'common/packages.yaml' as packages %}
+
+The Zabbix agent is gone:
+  indigo_package.gone:
+    - unit: /etc/systemd/system/zabbix-agent.service
+    - pkgs: {{ packages.zabbix.get(grains.os_family, []) | tojson }}
+
+{% for path in ['/etc/systemd/system/zabbix-agent.service', '/etc/indigo/zabbix'] %}
+{{ path }} is gone:
+  file.absent:
+    - name: {{ path }}
+    - require:
+      - indigo_package: The Zabbix agent is gone
+{% endfor %}
