@@ -679,9 +679,13 @@ def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
     _kubectl("apply", *options, "--filename", "-", stdin=text)
 
 
+#: A claim goes when no pod has it, a volume when no claim does.
+_LATE = {"PersistentVolumeClaim": 1, **dict.fromkeys(FIRST, 2), "PersistentVolume": 3}
+
+
 def _delete(objects: Iterable[Identity]) -> None:
     # What others stand on goes last.
-    for one in sorted(objects, key=lambda one: (one[1] in FIRST, one)):
+    for one in sorted(objects, key=lambda one: (_LATE.get(one[1], 0), one)):
         _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
 
 

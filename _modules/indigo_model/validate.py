@@ -1649,9 +1649,16 @@ KEYS: tuple[Key, ...] = (
     Key(
         "services.zabbix.storage_class",
         "StorageClass",
-        "Where the database lies.",
-        default="on the node, for as long as the pod is there",
+        "Where the database lies, in place of `node`.",
+        default="none",
         check=_class_name,
+    ),
+    Key(
+        "services.zabbix.node",
+        "minion id",
+        "The node that has the database on its own disk.",
+        default="the first",
+        check=_text,
     ),
     Key(
         "services.zabbix.port",
@@ -2348,6 +2355,33 @@ def _ingress_ports(known: _Known, given: Mapping[str, Any]) -> Iterator[str]:
         taken.setdefault(port, path)
 
 
+def _zabbix_relations(known: _Known) -> Iterator[str]:
+    services = known.document.get("services")
+    if not isinstance(services, Mapping) or zabbix.NAME not in services:
+        return
+    node = known.at("services.zabbix.node")
+    if node and node not in known.with_role("node"):
+        yield _problem(
+            "services.zabbix.node",
+            _shown(node),
+            "the id of a host with the role node",
+            "correct it, or leave it out for the first node",
+        )
+    port = known.at("services.zabbix.port") or zabbix.DEFAULTS["port"]
+    ways = ingress.DEFAULTS | (known.at("addons.ingress") or {})
+    others = {known.at("vip.port") or VIP_PORT: "vip.port"}
+    if known.at("addons.ingress") is not None:
+        others |= {ways[key]: f"addons.ingress.{key}" for key in ("http", "https")}
+        others |= {one["port"]: "addons.ingress.tcp" for one in ways["tcp"]}
+    if port in others:
+        yield _problem(
+            "services.zabbix.port",
+            f"{port}, which is {others[port]} too",
+            "a port of the virtual address that nothing else uses",
+            "choose another",
+        )
+
+
 _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _host_relations,
     _role_relations,
@@ -2362,6 +2396,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _certificate_relations,
     _label_relations,
     _ingress_relations,
+    _zabbix_relations,
 )
 
 

@@ -29,6 +29,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "size": "8Gi",
         "memory": "1Gi",
         "storage_class": None,
+        "node": None,
         "port": 10051,
         "node_port": 30051,
     }
@@ -41,6 +42,9 @@ METADATA = "indigo"
 
 #: What the server knows of a host that registers, by the names that its own data gives them.
 GROUP, TEMPLATE = "Linux servers", "Linux by Zabbix agent active"
+
+#: Where the database lies on its node, where the site named no class of disks.
+FOLDER = "/var/lib/indigo-zabbix"
 
 #: So many nodes take agents' connections: one more node changes no load balancer.
 GATES = 3
@@ -63,6 +67,57 @@ def address(cluster: Cluster, name: str) -> str:
     return str(netaddr.IPNetwork(cluster.services)[{"database": 18, "server": 19}[name]])
 
 
+def place(cluster: Cluster, wanted: Mapping[str, Any]) -> Host | None:
+    """The node that has the database on its own disk: the declared one, or the first."""
+    if wanted["storage_class"]:
+        return None
+    nodes = cluster.with_role("node")
+    return next((host for host in nodes if host.id == wanted["node"]), nodes[0] if nodes else None)
+
+
+def storage(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The database's claim, and the volume that answers it, or None where a class makes it.
+
+    Names have the node in them: neither object can be moved.
+
+    Example:
+        >>> from .cluster import Vip
+        >>> node = Host("n", "10.0.0.4", ("node",))
+        >>> c = Cluster("x", {"n": node}, Vip("10.0.0.9", "eth0"), "10.96.0.0/16", "10.244.0.0/16")
+        >>> storage(c, DEFAULTS)["volume"]["name"]
+        'zabbix-database-n'
+    """
+    size = {"storage": wanted["size"]}
+    spec = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": size}}
+    host = place(cluster, wanted)
+    if host is None:
+        spec["storageClassName"] = wanted["storage_class"] or ""
+        return {"claim": {"name": "database", "spec": spec}, "volume": None}
+    claim, volume = f"database-{host.name}", f"zabbix-database-{host.name}"
+    terms = {"key": "kubernetes.io/hostname", "operator": "In", "values": [host.name]}
+    return {
+        "claim": {"name": claim, "spec": {**spec, "storageClassName": "", "volumeName": volume}},
+        "volume": {
+            "name": volume,
+            "spec": {
+                "capacity": size,
+                "accessModes": ["ReadWriteOnce"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "namespace": NAME,
+                    "name": claim,
+                },
+                "local": {"path": FOLDER},
+                "nodeAffinity": {
+                    "required": {"nodeSelectorTerms": [{"matchExpressions": [terms]}]}
+                },
+            },
+        },
+    }
+
+
 def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifests and the check are filled with, beside what the site set.
 
@@ -72,10 +127,9 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``database`` and ``server`` (addresses of their services), ``ports``, ``files`` (name to
-        text), ``digest`` of those, ``claims`` and ``volumes`` of the database, ``replicas`` (of
+        text), ``digest`` of those, ``claim`` and ``volume`` of the database, ``replicas`` (of
         the front end), ``hosts`` (which agents must be heard of), ``passwords``.
     """
-    claims, volumes = disks.storage(wanted)
     files = {
         "database.sh": DATABASE_SCRIPT,
         "schema.sh": SCHEMA_SCRIPT,
@@ -92,8 +146,7 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
         "buffers": f"{disks.mebibytes(wanted['memory']) // 4}MB",
         "files": files,
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
-        "claims": claims,
-        "volumes": volumes,
+        **storage(cluster, wanted),
         "replicas": min(2, max(1, len(cluster.with_role("node")))),
         "hosts": [host.name for host in cluster.hosts.values()],
         "passwords": {"zabbix": {"namespace": NAME, "keys": ["database", "admin"]}},
@@ -153,6 +206,7 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
             "server": f"{cluster.vip.address}:{wanted['port']}",
             "source": host.address,
             "metadata": f"{METADATA} {cluster.name} {' '.join(host.roles)}",
+            "folder": FOLDER if place(cluster, wanted) == host else None,
         }
     }
 

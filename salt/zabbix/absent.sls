@@ -13,3 +13,9 @@ The Zabbix agent is gone:
     - require:
       - indigo_package: The Zabbix agent is gone
 {% endfor %}
+
+# After the pod, which goes with the add-ons, perhaps in this very run.
+The database of Zabbix is gone:
+  indigo_node.folder_absent:
+    - name: /var/lib/indigo-zabbix
+    - order: last

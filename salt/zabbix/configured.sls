@@ -1,3 +1,5 @@
+{% set folder = pillar.indigo.zabbix.folder %}
+
 include:
   - zabbix.installed
 
@@ -33,3 +35,10 @@ The unit of the Zabbix agent is in place:
       - file: The Zabbix agent is configured
     - require_in:
       - indigo_package: The host's packages are installed
+
+{% if folder %}
+# Its owner and mode are kubelet's, which gives it to the database.
+The folder of Zabbix' database exists:
+  file.directory:
+    - name: {{ folder }}
+{% endif %}
