@@ -153,7 +153,7 @@ TABLE: tuple[Image, ...] = (
         "Elastic-2.0",
     ),
     Image(
-        "zabbix-server",
+        "zabbix-server-pgsql",
         "zabbix",
         "docker.io/zabbix/zabbix-server-pgsql",
         "alpine-7.0.28",
@@ -161,7 +161,7 @@ TABLE: tuple[Image, ...] = (
         "AGPL-3.0",
     ),
     Image(
-        "zabbix-web",
+        "zabbix-web-nginx-pgsql",
         "zabbix",
         "docker.io/zabbix/zabbix-web-nginx-pgsql",
         "alpine-7.0.28",

@@ -50,13 +50,13 @@ ROOTS = (
         ("usr/lib/*/libLLVM*", "usr/lib/postgresql/15/lib/bitcode", "usr/lib/llvm*"),
     ),
     Root(
-        "zabbix-server",
+        "zabbix-server-pgsql",
         ("zabbix-server-pgsql", "postgresql-client-15", *SHELL, "tzdata"),
         "/usr/sbin/zabbix_server",
         ("usr/lib/*/libLLVM*",),
     ),
     Root(
-        "zabbix-web",
+        "zabbix-web-nginx-pgsql",
         ("zabbix-frontend-php", "php8.2-fpm", "php8.2-pgsql", "nginx-light", *SHELL, "tzdata"),
         "/start",
         ("usr/lib/*/libLLVM*",),
@@ -146,14 +146,14 @@ def _settled(one: Root, root: Path) -> None:
     for folder in ("tmp", "run", "data", "indigo", "etc/zabbix", "etc/nginx", "var/lib/nginx",
                    "var/lib/php"):  # fmt: skip
         (root / folder).mkdir(parents=True, exist_ok=True)
-    if one.name == "zabbix-server":
+    if one.name == "zabbix-server-pgsql":
         sql = root / "usr/share/zabbix-server-pgsql"
         into = root / "usr/share/doc/zabbix-server-postgresql/create.sql.gz"
         into.parent.mkdir(parents=True)
         # Members of gzip one after the other are one stream.
         parts = [sql / f"{part}.sql.gz" for part in ("schema", "images", "data")]
         into.write_bytes(b"".join(part.read_bytes() for part in parts))
-    if one.name == "zabbix-web":
+    if one.name == "zabbix-web-nginx-pgsql":
         shutil.copyfile(START, root / "start")
         link = root / "usr/share/zabbix/conf/zabbix.conf.php"
         link.unlink(missing_ok=True)
