@@ -79,7 +79,7 @@ def gone(name: str, pkgs: Iterable[str], unit: str) -> dict[str, Any]:
     Args:
         name: A plain English sentence.
         pkgs: Names of packages, without versions.
-        unit: Path of the unit file; its unit is stopped first.
+        unit: Path of the unit file.
 
     Returns:
         A state's result; ``changes`` as ``pkg.purge`` has it, or package to old and new version.
@@ -94,18 +94,19 @@ def gone(name: str, pkgs: Iterable[str], unit: str) -> dict[str, Any]:
             - pkgs: [zabbix-agent]
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
-    path = Path(unit)
-    if not path.exists():
+    if not Path(unit).exists():
         return {**ret, "comment": f"{unit} is not there"}
     wanted = sorted(set(pkgs))
     there = sorted(set(wanted) - set(__salt__["indigo_package.lacking"](wanted)))
+    if not there:
+        return {**ret, "comment": "None of them is installed"}
     if __opts__["test"]:
         would = {one: {"old": "installed", "new": ""} for one in there}
-        return {**ret, "result": None, "changes": would, "comment": f"{path.stem} would be stopped"}
+        comment = f"{', '.join(there)} would be removed"
+        return {**ret, "result": None, "changes": would, "comment": comment}
     try:
-        __salt__["indigo_service.stop"](path.stem)
         purge = __salt__["pkg.purge" if "pkg.purge" in __salt__ else "pkg.remove"]
-        ret["changes"] = (purge(pkgs=there) if there else {}) or {}
+        ret["changes"] = purge(pkgs=there) or {}
     except CommandExecutionError as error:
         return {**ret, "result": False, "comment": f"Packages cannot be removed: {error}"}
-    return {**ret, "comment": f"{path.stem} was stopped"}
+    return {**ret, "comment": f"{', '.join(there)} was removed"}

@@ -245,7 +245,6 @@ def package(tmp_path, monkeypatch):
     state, did = load("_states", "indigo_package"), []
     salt = {
         "indigo_package.lacking": lambda names: [name for name in names if name != "a"],
-        "indigo_service.stop": lambda name: did.append(f"stop {name}"),
         "pkg.purge": lambda pkgs: did.append(f"purge {pkgs}") or dict.fromkeys(pkgs, "gone"),
     }
     monkeypatch.setattr(state, "__salt__", salt, raising=False)
@@ -264,14 +263,28 @@ def test_an_agent_of_the_sites_own_stays(package):
     assert (ret["result"], ret["changes"], did) == (True, {}, [])
 
 
-def test_ours_is_stopped_and_purged_but_not_in_a_preview(package):
+def test_ours_is_purged_but_not_in_a_preview(package):
     unit, run = package
     unit.touch()
     ret, did = run(test=True)
     assert (ret["result"], list(ret["changes"]), did) == (None, ["a"], [])
     ret, did = run()
     assert (ret["result"], ret["changes"]) == (True, {"a": "gone"})
-    assert did == ["stop a", "purge ['a']"]
+    assert did == ["purge ['a']"]
+
+
+def test_a_unit_is_stopped_only_where_our_file_is(tmp_path, monkeypatch):
+    state, did = load("_states", "indigo_service"), []
+    salt = {
+        "indigo_service.show": lambda _: {"ActiveState": "active", "SubState": "running"},
+        "indigo_service.stop": did.append,
+    }
+    monkeypatch.setattr(state, "__salt__", salt, raising=False)
+    monkeypatch.setattr(state, "__opts__", {"test": False}, raising=False)
+    unit = tmp_path / "a.service"
+    assert state.stopped("a", str(unit))["changes"] == {} and did == []
+    unit.touch()
+    assert set(state.stopped("a", str(unit))["changes"]) == {"stopped"} and did == ["a"]
 
 
 @pytest.fixture
