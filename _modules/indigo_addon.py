@@ -1026,7 +1026,8 @@ def _rpc(url: str, method: str, parameters: Any, session: str | None = None) -> 
     headers = {"Content-Type": "application/json-rpc"}
     answer = _asked(url, None, timeout=10, headers=headers, body=body)
     if "result" not in answer:
-        told = answer.get("error", {}).get("data", "no result")
+        error = answer.get("error", {})
+        told = error.get("data") or error.get("message") or "no result"
         raise CommandExecutionError(f"{url}: {method}: {told}")
     return answer["result"]
 

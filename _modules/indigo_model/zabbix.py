@@ -127,7 +127,7 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``database`` and ``server`` (addresses of their services), ``ports``, ``files`` (name to
-        text), ``digest`` of those, ``claim`` and ``volume`` of the database, ``replicas`` (of
+        text), ``digest`` of what the database and what the server reads, ``claim`` and ``volume`` of the database, ``replicas`` (of
         the front end), ``hosts`` (which agents must be heard of), ``passwords``.
     """
     files = {
@@ -137,7 +137,6 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
         "server.sh": SERVER_SCRIPT,
         "server.conf": server_conf(cluster),
     }
-    text = json.dumps(files, sort_keys=True)
     return {
         "cluster": cluster.name,
         "database": address(cluster, "database"),
@@ -145,12 +144,22 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
         "ports": {"server": SERVER_PORT, "web": WEB_PORT, "database": DATABASE_PORT},
         "buffers": f"{disks.mebibytes(wanted['memory']) // 4}MB",
         "files": files,
-        "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "digest": {
+            part: _digest({name: files[name] for name in names})
+            for part, names in {
+                "database": ["database.sh"],
+                "server": [name for name in files if name != "database.sh"],
+            }.items()
+        },
         **storage(cluster, wanted),
         "replicas": min(2, max(1, len(cluster.with_role("node")))),
         "hosts": [host.name for host in cluster.hosts.values()],
         "passwords": {"zabbix": {"namespace": NAME, "keys": ["database", "admin"]}},
     }
+
+
+def _digest(files: Mapping[str, str]) -> str:
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def proxies(cluster: Cluster, connections: int) -> list[dict[str, Any]]:
@@ -227,8 +236,6 @@ CacheUpdateFrequency=10
 StartTrappers=10
 # Hosts are all heard from; these are for what people add.
 StartPollers=3
-# No scripts of people's on the server.
-EnableGlobalScripts=0
 """
 
 

@@ -145,8 +145,12 @@ def test_one_key_and_a_deploy_bring_it(lab, figure):
 
 
 def test_hosts_without_any_role_of_a_node_are_seen_too(lab):
-    hosts = api(lab, "host.get", {"output": ["host"], "filter": {"status": 0}}, logged_in(lab))
-    assert {one["host"] for one in hosts["result"]} == set(HOSTS)
+    query = {"output": ["host"], "selectInterfaces": ["ip"], "filter": {"status": 0}}
+    found = api(lab, "host.get", query, logged_in(lab))["result"]
+    declared = yaml.safe_load(lab.cluster_file.read_text())["hosts"]
+    assert {one["host"]: one["interfaces"][0]["ip"] for one in found} == {
+        id_: host["address"] for id_, host in declared.items()
+    }
     assert all(values(lab, host) for host in HOSTS)
 
 

@@ -140,8 +140,15 @@ def test_no_view_holds_a_password():
     assert wanted()["passwords"]["zabbix"]["keys"] == ["database", "admin"]
 
 
-def test_what_the_server_is_told_changes_its_digest():
-    assert wanted()["digest"] == wanted(size="1Gi")["digest"]
+def test_what_the_server_is_told_restarts_no_database(monkeypatch):
+    before = wanted()["digest"]
+    assert before == wanted(size="1Gi")["digest"]
+    monkeypatch.setattr(zabbix, "server_conf", lambda _: "StartPollers=1")
+    after = wanted()["digest"]
+    assert after["database"] == before["database"] and after["server"] != before["server"]
+
+
+def test_a_quarter_of_the_memory_is_for_buffers():
     assert wanted()["buffers"] == "256MB" and wanted(memory="512Mi")["buffers"] == "128MB"
 
 

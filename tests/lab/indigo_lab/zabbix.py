@@ -155,10 +155,6 @@ def _settled(one: Root, root: Path) -> None:
         into.write_bytes(b"".join(part.read_bytes() for part in parts))
     if one.name == "zabbix-web-nginx-pgsql":
         shutil.copyfile(START, root / "start")
-        link = root / "usr/share/zabbix/conf/zabbix.conf.php"
-        link.unlink(missing_ok=True)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to("/etc/zabbix/web/zabbix.conf.php")
 
 
 def _members(root: Path) -> dict[str, archives.Source | str]:
