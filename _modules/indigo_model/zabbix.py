@@ -127,8 +127,9 @@ def settings(cluster: Cluster, wanted: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``database`` and ``server`` (addresses of their services), ``ports``, ``files`` (name to
-        text), ``digest`` of what the database and what the server reads, ``claim`` and ``volume`` of the database, ``replicas`` (of
-        the front end), ``hosts`` (which agents must be heard of), ``passwords``.
+        text), ``digest`` of what the database and what the server reads, ``claim`` and ``volume``
+        of the database, ``replicas`` (of the front end), ``hosts`` (which agents must be heard of)
+        and ``passwords``.
     """
     files = {
         "database.sh": DATABASE_SCRIPT,
