@@ -259,8 +259,17 @@ chmod 0700 $data
 echo "ALTER ROLE zabbix PASSWORD '$DATABASE_PASSWORD'" |
   postgres --single -D $data postgres > /dev/null
 unset DATABASE_PASSWORD
-exec postgres -D $data -c listen_addresses='*' -c unix_socket_directories=/tmp \\
-  -c shared_buffers="$BUFFERS" -c jit=off
+postgres -D $data -c listen_addresses='*' -c unix_socket_directories=/tmp \\
+  -c shared_buffers="$BUFFERS" -c jit=off &
+server=$!
+# What ends a pod would have it wait for its clients to leave.
+trap 'kill -INT $server' TERM INT
+code=0
+while kill -0 $server 2> /dev/null; do
+  code=0
+  wait $server || code=$?
+done
+exit $code
 """
 
 #: Before the server starts: its tables are there. In one transaction, so never half of them.
