@@ -170,6 +170,34 @@ def test_passwords_are_in_the_cluster_alone(lab):
             assert seen.stdout == "", f"{host}: {seen.stdout}"
 
 
+def test_the_front_end_opens_in_a_browser_through_the_virtual_address(lab, tmp_path):
+    debian.ensure(PACKAGES)
+    page, picture = tmp_path / "login.html", tmp_path / "zabbix.png"
+    request = "zabbix.php?action=host.view&filter_name=&sort=name&sortorder=ASC"
+    page.write_text(FORM.format(name=NAME, password=password(lab, "admin"), request=request))
+    command = [
+        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+        "--no-first-run", "--disable-background-networking", "--disable-component-update",
+        "--disable-sync", "--hide-scrollbars", "--ignore-certificate-errors",
+        f"--host-resolver-rules=MAP {NAME} {VIP}, MAP * ~NOTFOUND, EXCLUDE {VIP}",
+        "--virtual-time-budget=30000", "--window-size=1200,640",
+    ]  # fmt: skip
+    opened = {}
+    for number, more in enumerate(("--dump-dom", f"--screenshot={picture}")):
+        profile = f"--user-data-dir={tmp_path / f'profile{number}'}"
+        done = subprocess.run(
+            [*command, profile, more, page.as_uri()],
+            capture_output=True, text=True, timeout=180, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        opened[number] = done.stdout
+    assert all(host in opened[0] for host in HOSTS), opened[0][-3000:]
+    assert "Sign in" not in opened[0]
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    assert picture.stat().st_size < 150_000
+    (REPO / "docs/figures/zabbix.png").write_bytes(picture.read_bytes())
+
+
 def test_a_second_run_changes_nothing(lab):
     done = deploy(lab, 'pillar={"everywhere": true}')
     assert (done.code, done.changes) == (0, {}), done.told
@@ -220,34 +248,6 @@ def test_a_host_whose_agent_cannot_register_is_told_by_name(lab):
     (change,) = changes(json.loads(done.stdout)["salt"]).values()
     assert set(change["changes"]) == {"started"}, change
     assert until(lambda: works(lab) == "", 300, 5), works(lab)
-
-
-def test_the_front_end_opens_in_a_browser_through_the_virtual_address(lab, tmp_path):
-    debian.ensure(PACKAGES)
-    page, picture = tmp_path / "login.html", tmp_path / "zabbix.png"
-    request = "zabbix.php?action=host.view&filter_name=&sort=name&sortorder=ASC"
-    page.write_text(FORM.format(name=NAME, password=password(lab, "admin"), request=request))
-    command = [
-        "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update",
-        "--disable-sync", "--hide-scrollbars", "--ignore-certificate-errors",
-        f"--host-resolver-rules=MAP {NAME} {VIP}, MAP * ~NOTFOUND, EXCLUDE {VIP}",
-        "--virtual-time-budget=30000", "--window-size=1200,640",
-    ]  # fmt: skip
-    opened = {}
-    for number, more in enumerate(("--dump-dom", f"--screenshot={picture}")):
-        profile = f"--user-data-dir={tmp_path / f'profile{number}'}"
-        done = subprocess.run(
-            [*command, profile, more, page.as_uri()],
-            capture_output=True, text=True, timeout=180, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        opened[number] = done.stdout
-    assert all(host in opened[0] for host in HOSTS), opened[0][-3000:]
-    assert "Sign in" not in opened[0]
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert picture.stat().st_size < 150_000
-    (REPO / "docs/figures/zabbix.png").write_bytes(picture.read_bytes())
 
 
 def test_it_goes_whole(lab):
