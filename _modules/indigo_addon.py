@@ -681,9 +681,13 @@ def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
     _kubectl("apply", *options, "--filename", "-", stdin=text)
 
 
+#: A claim goes when no pod has it, a volume when no claim does.
+_LATE = {"PersistentVolumeClaim": 1, **dict.fromkeys(FIRST, 2), "PersistentVolume": 3}
+
+
 def _delete(objects: Iterable[Identity]) -> None:
     # What others stand on goes last.
-    for one in sorted(objects, key=lambda one: (one[1] in FIRST, one)):
+    for one in sorted(objects, key=lambda one: (_LATE.get(one[1], 0), one)):
         _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
 
 
@@ -858,6 +862,7 @@ def _asked(
     key: str | None = "data",
     timeout: float = 5,
     headers: Mapping[str, str] | None = None,
+    body: bytes | None = None,
 ) -> Any:
     """What an answer in JSON has under a key; Prometheus' API has all under ``data``.
 
@@ -865,7 +870,7 @@ def _asked(
         CommandExecutionError: No answer, or an error.
     """
     try:
-        question = urllib.request.Request(url, headers=dict(headers or {}))  # noqa: S310 - of a pod
+        question = urllib.request.Request(url, body, dict(headers or {}))  # noqa: S310 - of a pod
         with _OPENER.open(question, timeout=timeout) as answer:
             found = json.load(answer)
             return found if key is None else found[key]
@@ -925,10 +930,15 @@ def _dashboards(settings: Mapping[str, Any]) -> str:
 
 def _as(user: str, namespace: str, name: str, key: str) -> dict[str, str]:
     """What a request carries of a user whose password is in a Secret."""
+    pair = f"{user}:{_secret(namespace, name, key)}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _secret(namespace: str, name: str, key: str) -> str:
+    """What a Secret holds under a key."""
     path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
     data = __salt__["indigo_kube.get"](path, server=_server())["data"]
-    pair = f"{user}:".encode() + base64.b64decode(data[key])
-    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+    return base64.b64decode(data[key]).decode()
 
 
 def _lines(settings: Mapping[str, Any]) -> str:
@@ -1002,6 +1012,62 @@ def _disks(settings: Mapping[str, Any]) -> str:
 
 #: Where the API has the drivers of each node's kubelet.
 DRIVERS = "/apis/storage.k8s.io/v1/csinodes"
+
+
+def _hosts_heard(settings: Mapping[str, Any]) -> str:
+    """Every front end answers for the API, and the server has heard of every host lately."""
+    addresses = _addresses("zabbix", "web", "web")
+    if len(addresses) < settings["replicas"]:
+        return f"the service web leads to {len(addresses)} of {settings['replicas']} replicas"
+    for address in addresses:
+        base = f"http://{address}:{settings['ports']['web']}/api_jsonrpc.php"
+        version = _rpc(base, "apiinfo.version", [])
+    password = _secret("zabbix", "zabbix", "admin")
+    session = _rpc(base, "user.login", {"username": "Admin", "password": password})
+    try:
+        hosts = _rpc(base, "host.get", {"output": ["host"]}, session)
+        names = {one["hostid"]: one["host"] for one in hosts}
+        missing = sorted(set(settings["hosts"]) - set(names.values()))
+        if missing:
+            return f"Zabbix {version}: no agent has registered from {_some(missing)}"
+        query = {"output": ["hostid", "lastclock"], "filter": {"key_": "agent.ping"}}
+        query["hostids"] = [id_ for id_, host in names.items() if host in settings["hosts"]]
+        heard: dict[str, int] = {}
+        for one in _rpc(base, "item.get", query, session):
+            host = names[one["hostid"]]
+            heard[host] = max(heard.get(host, 0), int(one["lastclock"]))
+    finally:
+        _rpc(base, "user.logout", [], session)
+    silent = [name for name in settings["hosts"] if time.time() - heard.get(name, 0) > SILENCE]
+    return f"no agent was heard of in {SILENCE} s from {_some(silent)}" if silent else ""
+
+
+#: Seconds without a word from a host's agent, which says something every minute.
+SILENCE = 300
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _rpc(url: str, method: str, parameters: Any, session: str | None = None) -> Any:
+    """The result of a call of Zabbix' API.
+
+    Raises:
+        CommandExecutionError: No answer, or an error in it.
+    """
+    call = {"jsonrpc": "2.0", "method": method, "params": parameters, "id": 1}
+    # In the call as releases before 6.4 want it; 7.0 takes it still.
+    body = json.dumps(call | ({"auth": session} if session else {})).encode()
+    headers = {"Content-Type": "application/json-rpc"}
+    answer = _asked(url, None, timeout=10, headers=headers, body=body)
+    if "result" not in answer:
+        error = answer.get("error", {})
+        told = error.get("data") or error.get("message") or "no result"
+        raise CommandExecutionError(f"{url}: {method}: {told}")
+    return answer["result"]
 
 
 def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
@@ -1105,4 +1171,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "headlamp": _browser,
     "logging": _lines,
     "openstack": _disks,
+    "zabbix": _hosts_heard,
 }

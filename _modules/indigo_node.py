@@ -75,6 +75,26 @@ def mounted(folder: str) -> list[str]:
     return mounts((PROC / "self/mountinfo").read_text(encoding="utf-8"), [folder])
 
 
+def users(folder: str) -> list[str]:
+    """Where pods on this host have a folder of it as a local volume.
+
+    Example:
+        ``salt node3 indigo_node.users /var/lib/indigo-zabbix``
+    """
+    try:
+        wanted = os.stat(folder)
+    except FileNotFoundError:
+        return []
+    found = []
+    for point in mounted("/var/lib/kubelet/pods"):
+        try:
+            if os.path.samestat(os.stat(point), wanted):
+                found.append(point)
+        except OSError:  # it went meanwhile
+            continue
+    return found
+
+
 def without_rules(saved: str) -> str:
     """Output of ``iptables-save`` without what Kubernetes and its networks put there.
 

@@ -248,6 +248,10 @@ def whole(name: str, timeout: float = 180) -> dict[str, Any]:
     return ret
 
 
+#: Seconds for add-ons that need more: tables are made, and hosts are heard of after minutes.
+PATIENCE = {"zabbix": 480}
+
+
 def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
     """Wait until every declared add-on does what it is for.
 
@@ -261,6 +265,7 @@ def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
     _begin(name)
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     plan = __salt__["indigo_model.plan"]()
+    timeout = max([timeout, *(PATIENCE.get(addon, 0) for addon in plan["addons"])])
     if not plan["addons"]:
         return {**ret, "comment": "No add-on is declared"}
     listed = ", ".join(plan["addons"])

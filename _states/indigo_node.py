@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from typing import Any
 
 try:
@@ -88,3 +89,43 @@ def emptied(name: str) -> dict[str, Any]:
     except OSError as error:
         return {**ret, "result": False, "changes": {}, "comment": f"{name}: {error}"}
     return {**ret, "comment": f"{len(entries)} entries were removed"}
+
+
+def folder_absent(name: str, timeout: float = 150) -> dict[str, Any]:
+    """A folder that was a pod's volume is gone, once no pod has it any more.
+
+    Args:
+        name: Path of the folder.
+        timeout: Seconds to wait at most for pods to end.
+
+    Returns:
+        A state result; ``changes`` names the folder. It fails while a pod holds it.
+
+    Example:
+        .. code-block:: yaml
+
+            The database of Zabbix is gone:
+              indigo_node.folder_absent:
+                - name: /var/lib/indigo-zabbix
+                - order: last
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if not os.path.isdir(name):
+        return {**ret, "comment": f"{name} is absent"}
+    ret["changes"] = {name: "removed"}
+    if __opts__.get("test"):
+        return {**ret, "result": None, "comment": f"{name} would be removed"}
+    deadline = time.monotonic() + timeout
+    while held := __salt__["indigo_node.users"](name):
+        if time.monotonic() > deadline:
+            comment = (
+                f"{held[0]} is still mounted; expected no pod to use {name}: run `state.apply "
+                "addons` on the first master, then this again"
+            )
+            return {**ret, "result": False, "changes": {}, "comment": comment}
+        time.sleep(1)
+    try:
+        shutil.rmtree(name)
+    except OSError as error:
+        return {**ret, "result": False, "changes": {}, "comment": f"{name}: {error}"}
+    return {**ret, "comment": f"{name} was removed"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from salt.exceptions import CommandExecutionError
@@ -173,6 +174,47 @@ def exchanged(
         return {**ret, "result": False, "comment": str(error)}
     ret["changes"] = {one: change for one, change in found.items() if one not in left}
     return {**ret, "result": done["ok"], "comment": f"{_told(found)}: {done['comment']}"}
+
+
+def gone(name: str, pkgs: Iterable[str], unit: str) -> dict[str, Any]:
+    """Packages that came with a unit file of ours are gone, with their settings.
+
+    Without that file they are somebody else's, and stay. So remove the file after this state.
+
+    Args:
+        name: A plain English sentence.
+        pkgs: Names of packages, without versions.
+        unit: Path of the unit file.
+
+    Returns:
+        A state's result; ``changes`` as ``pkg.purge`` has it, or package to old and new version.
+
+    Example:
+
+    .. code-block:: yaml
+
+        The Zabbix agent is gone:
+          indigo_package.gone:
+            - unit: /etc/systemd/system/zabbix-agent.service
+            - pkgs: [zabbix-agent]
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    if not Path(unit).exists():
+        return {**ret, "comment": f"{unit} is not there"}
+    wanted = sorted(set(pkgs))
+    there = sorted(set(wanted) - set(__salt__["indigo_package.lacking"](wanted)))
+    if not there:
+        return {**ret, "comment": "None of them is installed"}
+    if __opts__["test"]:
+        would = {one: {"old": "installed", "new": ""} for one in there}
+        comment = f"{', '.join(there)} would be removed"
+        return {**ret, "result": None, "changes": would, "comment": comment}
+    try:
+        purge = __salt__["pkg.purge" if "pkg.purge" in __salt__ else "pkg.remove"]
+        ret["changes"] = purge(pkgs=there) or {}
+    except CommandExecutionError as error:
+        return {**ret, "result": False, "comment": f"Packages cannot be removed: {error}"}
+    return {**ret, "comment": f"{', '.join(there)} was removed"}
 
 
 def _told(found: Mapping[str, Mapping[str, str]]) -> str:

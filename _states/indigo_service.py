@@ -7,6 +7,7 @@ the running process with the files, so that any later run brings the unit up to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -188,11 +189,12 @@ def _told(name: str, changes: dict[str, Any], done: bool = False) -> str:
     return f"{name} {verb} {' and '.join(parts)}"
 
 
-def stopped(name: str) -> dict[str, Any]:
+def stopped(name: str, unit_file: str | None = None) -> dict[str, Any]:
     """A unit does not run and does not start at boot. A unit that does not exist is fine.
 
     Args:
         name: Unit name, with or without ``.service``.
+        unit_file: Path of a file of ours; without it the unit is somebody else's, and stays.
 
     Returns:
         A state result; ``changes`` has ``stopped`` and ``disabled`` where they were needed.
@@ -206,6 +208,8 @@ def stopped(name: str) -> dict[str, Any]:
     """
     ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
     try:
+        if unit_file and not os.path.exists(unit_file):
+            return {**ret, "comment": f"{unit_file} is not there"}
         unit = __salt__["indigo_service.show"](name)
         changes: dict[str, Any] = {}
         if unit["ActiveState"] not in ("inactive", "failed"):

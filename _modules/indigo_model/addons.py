@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import alerting, dashboards, images, ingress, logs, monitoring, openstack, versions
+from . import alerting, dashboards, images, ingress, logs, monitoring, openstack, versions, zabbix
 from .cluster import Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
@@ -27,6 +27,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "headlamp": MappingProxyType({"replicas": None, "host": None}),
         "logging": logs.DEFAULTS,
         openstack.NAME: openstack.DEFAULTS,
+        zabbix.NAME: zabbix.DEFAULTS,
     }
 )
 
@@ -142,4 +143,5 @@ _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] =
     "headlamp": _headlamp,
     "logging": logs.settings,
     openstack.NAME: openstack.settings,
+    zabbix.NAME: zabbix.settings,
 }

@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from . import addons, artifacts, backup, etcd, lb, master, node, pki, ports, rolling, tokens
+from . import addons, artifacts, backup, etcd, lb, master, node, pki, ports, rolling, tokens, zabbix
 from .cluster import PATHS, Cluster, Host
 
 #: Layers in the order in which they build on each other.
-LAYERS = (artifacts, pki, tokens, lb, etcd, backup, master, node, rolling, addons, ports)
+LAYERS = (artifacts, pki, tokens, lb, etcd, backup, master, node, rolling, addons, zabbix, ports)
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:

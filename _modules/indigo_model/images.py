@@ -264,6 +264,30 @@ TABLE: tuple[Image, ...] = (
         "Elastic-2.0",
     ),
     *_of_openstack(),
+    Image(
+        "zabbix-server-pgsql",
+        "zabbix",
+        "docker.io/zabbix/zabbix-server-pgsql",
+        "alpine-7.0.28",
+        "7b8628474136fae6e1d643278e46ab6d3cd66146fe0a4dbc64a1d22a61ae0c85",
+        "AGPL-3.0",
+    ),
+    Image(
+        "zabbix-web-nginx-pgsql",
+        "zabbix",
+        "docker.io/zabbix/zabbix-web-nginx-pgsql",
+        "alpine-7.0.28",
+        "4d109f30358363e4483d4aac43eeec80eb4ec605c9d300f4c235475056c5b06e",
+        "AGPL-3.0",
+    ),
+    Image(
+        "postgres",
+        "zabbix",
+        "docker.io/library/postgres",
+        "16.6",
+        "557fea37a744d5f4c8faab304b0a90858b53ab119735a88c131fd19dab802f36",
+        "PostgreSQL",
+    ),
 )
 
 #: Names that ``images.use`` may have.

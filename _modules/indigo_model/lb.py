@@ -12,7 +12,7 @@ from typing import Any
 
 import netaddr
 
-from . import ingress
+from . import ingress, zabbix
 from .cluster import API_PORT, PATHS, Cluster, Host
 
 #: Name that every API server's certificate holds; haproxy checks host names, never addresses
@@ -119,7 +119,10 @@ def haproxy(cluster: Cluster) -> dict[str, Any]:
         "user": "haproxy",
         "alive": ALIVE,
         "config": config,
-        "ingress": ingress.proxies(cluster, int(config["maxconn"])),
+        "ingress": [
+            *ingress.proxies(cluster, int(config["maxconn"])),
+            *zabbix.proxies(cluster, int(config["maxconn"])),
+        ],
     }
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from . import ingress
+from . import ingress, zabbix
 from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
 from .etcd import METRICS_PORT as ETCD_METRICS_PORT
@@ -123,6 +123,11 @@ def _lb(cluster: Cluster) -> Iterator[Port]:
             yield Port(
                 "lb", "haproxy", "tcp", str(number), VIRTUAL, (ANYONE,), why, f"{where}.{key}"
             )
+    agents = zabbix.given(cluster)
+    if agents is not None:
+        port, why = str(agents["port"]), "what agents of Zabbix send"
+        where = "services.zabbix.port"
+        yield Port("lb", "haproxy", "tcp", port, VIRTUAL, (HOSTS,), why, where)
     yield Port("lb", "keepalived", "vrrp", "", OWN, ("lb",), "who holds the virtual address")
 
 

@@ -19,7 +19,18 @@ from typing import Any
 
 import yaml
 
-from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring, openstack
+from . import (
+    alerting,
+    artifacts,
+    dashboards,
+    etcd,
+    images,
+    ingress,
+    logs,
+    monitoring,
+    openstack,
+    zabbix,
+)
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -1798,6 +1809,62 @@ KEYS: tuple[Key, ...] = (
         default="none",
     ),
     Key(
+        "services.zabbix",
+        "mapping",
+        "Not yours but ours: Zabbix, with an agent on every host; `{}` is enough. See "
+        "[zabbix.md](operations/zabbix.md).",
+        default="not installed",
+    ),
+    Key(
+        "services.zabbix.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to the front end.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "services.zabbix.size",
+        "size",
+        "Room of the database, in Mi, Gi or Ti.",
+        default=f"`{zabbix.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "services.zabbix.memory",
+        "size",
+        "Memory of the database; a quarter of it is for its buffers.",
+        default=f"`{zabbix.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "services.zabbix.storage_class",
+        "StorageClass",
+        "Where the database lies, in place of `node`.",
+        default="none",
+        check=_class_name,
+    ),
+    Key(
+        "services.zabbix.node",
+        "minion id",
+        "The node that has the database on its own disk.",
+        default="the first",
+        check=_text,
+    ),
+    Key(
+        "services.zabbix.port",
+        "1 to 65535",
+        "Port of the virtual address that agents send to.",
+        default=str(zabbix.DEFAULTS["port"]),
+        check=_integer(1, 65535),
+    ),
+    Key(
+        "services.zabbix.node_port",
+        "1 to 65535",
+        "Port of the nodes that it leads to, in the API server's range of node ports.",
+        default=str(zabbix.DEFAULTS["node_port"]),
+        check=_integer(1, 65535),
+    ),
+    Key(
         "services.<name>",
         "mapping",
         "One of them: a DNS label of at most 40 characters.",
@@ -2545,6 +2612,33 @@ def _ingress_ports(known: _Known, given: Mapping[str, Any]) -> Iterator[str]:
         taken.setdefault(port, path)
 
 
+def _zabbix_relations(known: _Known) -> Iterator[str]:
+    services = known.document.get("services")
+    if not isinstance(services, Mapping) or zabbix.NAME not in services:
+        return
+    node = known.at("services.zabbix.node")
+    if node and node not in known.with_role("node"):
+        yield _problem(
+            "services.zabbix.node",
+            _shown(node),
+            "the id of a host with the role node",
+            "correct it, or leave it out for the first node",
+        )
+    port = known.at("services.zabbix.port") or zabbix.DEFAULTS["port"]
+    ways = ingress.DEFAULTS | (known.at("addons.ingress") or {})
+    others = {known.at("vip.port") or VIP_PORT: "vip.port"}
+    if known.at("addons.ingress") is not None:
+        others |= {ways[key]: f"addons.ingress.{key}" for key in ("http", "https")}
+        others |= {one["port"]: "addons.ingress.tcp" for one in ways["tcp"]}
+    if port in others:
+        yield _problem(
+            "services.zabbix.port",
+            f"{port}, which is {others[port]} too",
+            "a port of the virtual address that nothing else uses",
+            "choose another",
+        )
+
+
 _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _host_relations,
     _role_relations,
@@ -2560,6 +2654,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _certificate_relations,
     _label_relations,
     _ingress_relations,
+    _zabbix_relations,
 )
 
 

@@ -6,6 +6,7 @@
 
 include:
   - firewall.absent
+  - zabbix.absent
 {% for role in layers %}
   - {{ role }}.absent
 {% endfor %}

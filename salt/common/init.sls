@@ -4,6 +4,7 @@
 include:
   - common.packages
   - firewall
+  - zabbix
   - common.accounts
   - common.folders
   - common.certificates

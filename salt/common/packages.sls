@@ -1,6 +1,7 @@
 {% import_yaml 'common/packages.yaml' as packages %}
 {% set names = [] %}
-{% for part in ['all'] + pillar.indigo.roles + [pillar.indigo.firewall.kind] %}
+{% set more = [pillar.indigo.firewall.kind] + (['zabbix'] if pillar.indigo.zabbix else []) %}
+{% for part in ['all'] + pillar.indigo.roles + more %}
 {%   do names.extend(packages[part].get(grains.os_family, [])) %}
 {% endfor %}
 

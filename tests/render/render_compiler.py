@@ -109,7 +109,7 @@ def document(
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
         },
-        "addons": {name: {} for name in addons.ADDONS}
+        "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
         | {
             "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
             "openstack": {
@@ -121,7 +121,7 @@ def document(
                 "ca_sha256": digest.removeprefix("sha256:"),
             },
         },
-        "services": {"wiki": {"source": "salt://addons/files"}},
+        "services": {"wiki": {"source": "salt://addons/files"}, "zabbix": {}},
     }
 
 

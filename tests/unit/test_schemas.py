@@ -24,7 +24,7 @@ FIRST = 25
 
 DISKS = {
     name: {"storage_class": "fast"}
-    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging")
+    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging", "zabbix")
 }
 
 #: What the add-on `openstack` cannot do without.
@@ -50,6 +50,7 @@ MORE = DISKS | {
         "subnet": "11-22",
         "floating_network": "33-44",
     },
+    "zabbix": DISKS["zabbix"] | {"host": "zabbix.example.org"},
 }
 
 #: Pods that are root, and why.

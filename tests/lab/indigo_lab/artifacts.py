@@ -33,6 +33,9 @@ ADDONS = (
     "fluent-bit",
     "elasticsearch",
     "kibana",
+    "zabbix-server-pgsql",
+    "zabbix-web-nginx-pgsql",
+    "postgres",
 )
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it

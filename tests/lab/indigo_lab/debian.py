@@ -44,7 +44,7 @@ BUILD = {
 CLUSTER = ("haproxy", "keepalived", "iptables", "conntrack", "ipset", "socat", "ethtool")
 # What it installs only where the cluster's file asks for it, or the site's own: no prepared host
 # has it.
-OPTIONAL = ("nftables", "firewalld")
+OPTIONAL = ("nftables", "firewalld", "zabbix-agent")
 
 
 def release() -> str:

@@ -1,0 +1,3 @@
+# Its package comes with all others of the host.
+include:
+  - common.packages
