@@ -24,6 +24,7 @@ import struct
 import subprocess
 import tarfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
@@ -679,9 +680,13 @@ def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
     _kubectl("apply", *options, "--filename", "-", stdin=text)
 
 
+#: A claim goes when no pod has it, a volume when no claim does.
+_LATE = {"PersistentVolumeClaim": 1, **dict.fromkeys(FIRST, 2), "PersistentVolume": 3}
+
+
 def _delete(objects: Iterable[Identity]) -> None:
     # What others stand on goes last.
-    for one in sorted(objects, key=lambda one: (one[1] in FIRST, one)):
+    for one in sorted(objects, key=lambda one: (_LATE.get(one[1], 0), one)):
         _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
 
 
@@ -923,10 +928,15 @@ def _dashboards(settings: Mapping[str, Any]) -> str:
 
 def _as(user: str, namespace: str, name: str, key: str) -> dict[str, str]:
     """What a request carries of a user whose password is in a Secret."""
+    pair = f"{user}:{_secret(namespace, name, key)}".encode()
+    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def _secret(namespace: str, name: str, key: str) -> str:
+    """What a Secret holds under a key."""
     path = f"/api/v1/namespaces/{namespace}/secrets/{name}"
     data = __salt__["indigo_kube.get"](path, server=_server())["data"]
-    pair = f"{user}:".encode() + base64.b64decode(data[key])
-    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+    return base64.b64decode(data[key]).decode()
 
 
 def _lines(settings: Mapping[str, Any]) -> str:
@@ -964,6 +974,54 @@ def _browser(settings: Mapping[str, Any]) -> str:
         if not str(found).startswith("v1."):
             return f"{address} got {found!r} for the API's version"
     return ""
+
+
+def _infrastructures(settings: Mapping[str, Any]) -> str:
+    """The Infrastructure Manager answers, lets its user in, and nobody else."""
+    addresses = _addresses("im", "im", "rest")
+    if not addresses:
+        return "the service im leads to no pod"
+    base = f"http://{addresses[0]}:{settings['port']}"
+    _asked(f"{base}/version", "version", headers={"Accept": "application/json"})
+    for who, headers in (
+        ("without a user", {}),
+        ("to a user whom nobody made", _introduced("nobody", secrets.token_hex(16))),
+    ):
+        said = _status(f"{base}/infrastructures", headers)
+        if said != 401:
+            return f"{base}/infrastructures answers {said} {who}; expected a refusal, 401"
+    user = settings["user"]
+    if user:
+        password = _secret("im", settings["users"], user)
+        said = _status(f"{base}/infrastructures", _introduced(user, password))
+        if said != 200:
+            return f"{base}/infrastructures answers {said} to its own user {user}"
+    return ""
+
+
+def _introduced(user: str, password: str) -> dict[str, str]:
+    """What a request to the Infrastructure Manager carries of a user.
+
+    Its release 2.0.0 takes HTTP's own way, Basic, only where it has a Vault.
+    """
+    named = f"type = InfrastructureManager; username = {user}; password = {password}"
+    return {"Authorization": named}
+
+
+def _status(url: str, headers: Mapping[str, str]) -> int:
+    """The status of an answer.
+
+    Raises:
+        CommandExecutionError: No answer.
+    """
+    question = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - of a pod
+    try:
+        with _OPENER.open(question, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as err:
+        return err.code
+    except (OSError, http.client.HTTPException) as err:
+        raise CommandExecutionError(f"{url} does not answer: {err}") from err
 
 
 def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
@@ -1066,4 +1124,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "grafana": _dashboards,
     "headlamp": _browser,
     "logging": _lines,
+    "im": _infrastructures,
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import alerting, dashboards, images, ingress, logs, monitoring, versions
+from . import alerting, dashboards, images, infrastructures, ingress, logs, monitoring, versions
 from .cluster import Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
@@ -26,6 +26,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "grafana": dashboards.DEFAULTS,
         "headlamp": MappingProxyType({"replicas": None, "host": None}),
         "logging": logs.DEFAULTS,
+        infrastructures.NAME: infrastructures.DEFAULTS,
     }
 )
 
@@ -140,4 +141,5 @@ _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] =
     "grafana": dashboards.settings,
     "headlamp": _headlamp,
     "logging": logs.settings,
+    infrastructures.NAME: infrastructures.settings,
 }

@@ -88,6 +88,9 @@ PATHS = MappingProxyType(
     }
 )
 
+#: Services of ours under ``services``: they are kept as add-ons are, and need no ``source``.
+SERVICES = ("im",)
+
 API_PORT = 6443
 VIP_PORT = 8443
 
@@ -146,7 +149,7 @@ class Cluster:
     timers: Mapping[str, float] = field(default_factory=lambda: TIMERS)
     certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
     addons: Mapping[str, Any] = field(default_factory=dict)
-    #: What the file has under ``services``: the user's own.
+    #: What the file has under ``services``, but for :data:`SERVICES`: the user's own.
     workloads: Mapping[str, Any] = field(default_factory=dict)
     firewall: str = "none"
     #: Networks that hold every host, where the file tells them.
@@ -238,6 +241,7 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         for id_, spec in document["hosts"].items()
     }
     networks = document["networks"]
+    services = document.get("services", {})
     lans = networks.get("hosts", ())
     return Cluster(
         name=document["name"],
@@ -253,8 +257,11 @@ def parse(document: Mapping[str, Any]) -> Cluster:
         overrides=document.get("overrides", {}),
         timers={**TIMERS, **document.get("timers", {})},
         certificates={**CERTIFICATES, **document.get("certificates", {})},
-        addons=document.get("addons", {}),
-        workloads=document.get("services", {}),
+        addons={
+            **document.get("addons", {}),
+            **{name: services[name] for name in SERVICES if name in services},
+        },
+        workloads={name: one for name, one in services.items() if name not in SERVICES},
         firewall=document.get("firewall", "none"),
         lans=(lans,) if isinstance(lans, str) else tuple(lans),
         backup=_backup(document.get("backup", {})),

@@ -17,7 +17,10 @@ from .cluster import Cluster
 
 @dataclass(frozen=True)
 class Image:
-    """One image, pinned; ``since`` is the first Kubernetes minor that it is for."""
+    """One image, pinned; ``since`` is the first Kubernetes minor that it is for.
+
+    Where ``digest`` is empty we could not learn upstream's: then it is for the site to name one.
+    """
 
     name: str
     addon: str
@@ -30,7 +33,7 @@ class Image:
     @property
     def reference(self) -> str:
         """How a manifest names it: repository, tag and digest."""
-        return f"{self.repository}:{self.tag}@sha256:{self.digest}"
+        return f"{self.repository}:{self.tag}" + (f"@sha256:{self.digest}" if self.digest else "")
 
 
 #: Of several rows with a name the last holds whose ``since`` is not above the cluster's minor.
@@ -152,6 +155,7 @@ TABLE: tuple[Image, ...] = (
         "7dfee7a14cf7de9f22285d9e9db3bf423c36f3f4a82c0dce7294b0fb1532c863",
         "Elastic-2.0",
     ),
+    Image("im", "im", "ghcr.io/grycap/im", "2.0.0", "", "GPL-3.0"),
 )
 
 #: Names that ``images.use`` may have.
@@ -173,6 +177,16 @@ def pinned(name: str, kubernetes: str) -> Image:
     if not found:
         raise KeyError(name)
     return found[-1]
+
+
+def unpinned(wanted: Iterable[str]) -> list[Image]:
+    """Of some add-ons the images that only the site can pin, with ``images.use``.
+
+    >>> [one.name for one in unpinned(["coredns", "im"])]
+    ['im']
+    """
+    addons = set(wanted)
+    return [image for image in TABLE if image.addon in addons and not image.digest]
 
 
 def reference(cluster: Cluster, name: str) -> str:
@@ -255,7 +269,6 @@ def table() -> str:
             span = f"1.{image.since}" if last == image.since else f"1.{image.since} to 1.{last}"
         elif image.since == versions.FIRST_MINOR:
             span = "all"
-        lines.append(
-            f"| `{image.name}` | `{image.addon}` | {span} | `{image.reference}` | {image.licence} |"
-        )
+        shown = f"`{image.reference}`" + ("" if image.digest else ", digest: the site's to name")
+        lines.append(f"| `{image.name}` | `{image.addon}` | {span} | {shown} | {image.licence} |")
     return "\n".join(lines)

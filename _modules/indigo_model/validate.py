@@ -19,7 +19,17 @@ from typing import Any
 
 import yaml
 
-from . import alerting, artifacts, dashboards, etcd, images, ingress, logs, monitoring
+from . import (
+    alerting,
+    artifacts,
+    dashboards,
+    etcd,
+    images,
+    infrastructures,
+    ingress,
+    logs,
+    monitoring,
+)
 from . import versions as table
 from .addons import NODES_A_REPLICA
 from .cluster import (
@@ -30,6 +40,7 @@ from .cluster import (
     FIREWALLS,
     POD_NETWORKS,
     ROLES,
+    SERVICES,
     TIMERS,
     UPGRADE,
     VIP_PORT,
@@ -603,6 +614,15 @@ def _flag_name(value: Any) -> tuple[str, str] | None:
 
 def _component(value: Any) -> tuple[str, str] | None:
     return _one_of(COMPONENTS)(value)
+
+
+def _option_value(value: Any) -> tuple[str, str] | None:
+    several = value if isinstance(value, list) and value else [value]
+    for one in several:
+        plain = isinstance(one, str) and one.isprintable()
+        if not plain and (several is value or not (isinstance(one, bool) or _is_number(one))):
+            return ("one line of text, a number, a boolean, or a list of texts", "correct it")
+    return None
 
 
 def _upstream(value: Any) -> tuple[str, str] | None:
@@ -1619,6 +1639,60 @@ KEYS: tuple[Key, ...] = (
         default="none",
     ),
     Key(
+        "services.im",
+        "mapping",
+        "The Infrastructure Manager; `{}` and its image in `images.use` are enough. See "
+        "[im.md](operations/im.md).",
+        default="not installed",
+    ),
+    Key(
+        "services.im.memory",
+        "size",
+        "Memory that it may take.",
+        default=f"`{infrastructures.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "services.im.size",
+        "size",
+        "Room of its database.",
+        default=f"`{infrastructures.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "services.im.storage_class",
+        "StorageClass",
+        "Where that lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "services.im.secret",
+        "Secret's name",
+        "A Secret of your own in the namespace `im`: each key is a user, its value the password.",
+        default=f"one with the user `{infrastructures.USER}`, made up once",
+        check=_secret_name,
+    ),
+    Key(
+        "services.im.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to it.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "services.im.config",
+        "mapping",
+        "Options of its own file `im.cfg`, section `[im]`.",
+        default="its own defaults",
+    ),
+    Key(
+        "services.im.config.<option>",
+        "mapping",
+        "One of them: text, number, boolean, or a list of texts.",
+        check=_one_of(infrastructures.OPTIONS),
+    ),
+    Key(
         "services.<name>",
         "mapping",
         "One of them: a DNS label of at most 40 characters.",
@@ -1686,6 +1760,7 @@ _VALUES: Mapping[str, Check] = {
     "overrides.<component>.flags.<flag>": _scalar,
     "images.use.<image>": _text,
     "hosts.<id>.labels.<label>": _label_value,
+    "services.im.config.<option>": _option_value,
 }
 
 
@@ -2087,6 +2162,20 @@ def _addon_relations(known: _Known) -> Iterator[str]:
             )
 
 
+def _image_relations(known: _Known) -> Iterator[str]:
+    given = known.document.get("services")
+    pinned = known.at("images.use") or {}
+    wanted = given if isinstance(given, Mapping) else ()
+    for image in images.unpinned(name for name in SERVICES if name in wanted):
+        if image.name not in pinned:
+            yield _problem(
+                f"images.use.{image.name}",
+                f"no such key, and services.{image.addon}",
+                "the image to run, for the table of images has no digest of upstream's",
+                f"name one by digest, such as {image.reference}@sha256:…",
+            )
+
+
 def _version_relations(known: _Known) -> Iterator[str]:
     if "versions" in known.document and not isinstance(known.document["versions"], Mapping):
         return
@@ -2306,6 +2395,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _network_relations,
     _firewall_relations,
     _addon_relations,
+    _image_relations,
     _version_relations,
     _override_relations,
     _timer_relations,

@@ -107,10 +107,12 @@ def document(
         "artifacts": {"checksums": sums},
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
+            "use": {"im": f"registry.example.org/im@{digest}"},
         },
-        "addons": {name: {} for name in addons.ADDONS}
+        "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
         | {"ingress": {"tcp": [{"port": 5432, "node_port": 30432}]}},
-        "services": {"wiki": {"source": "salt://addons/files"}},
+        "services": {"wiki": {"source": "salt://addons/files"}}
+        | {name: {} for name in model.SERVICES},
     }
 
 

@@ -24,7 +24,7 @@ FIRST = 25
 
 DISKS = {
     name: {"storage_class": "fast"}
-    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging")
+    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging", "im")
 }
 
 #: All that a site may set and that makes other objects.
@@ -33,6 +33,7 @@ MORE = DISKS | {
     "grafana": DISKS["grafana"] | {"host": "grafana.example.org"},
     "headlamp": {"host": "headlamp.example.org"},
     "logging": DISKS["logging"] | {"host": "logs.example.org"},
+    "im": DISKS["im"] | {"host": "im.example.org", "secret": "people", "config": {"BOOT_MODE": 1}},
 }
 
 #: Pods that are root, and why.

@@ -31,6 +31,7 @@ ADDONS = (
     "fluent-bit",
     "elasticsearch",
     "kibana",
+    "im",
 )
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
