@@ -124,14 +124,14 @@ format = %(asctime)s - %(name)s - %(levelname)s - %(message)s
 ANSIBLE = """\
 [defaults]
 timeout = 30
-host_key_checking = False
+host_key_checking = false
 become_user = root
 become_method = sudo
 local_tmp = /tmp/ansible
 [ssh_connection]
 ssh_args = -o ControlMaster=auto -o ControlPersist=900s -o UserKnownHostsFile=/dev/null
 control_path_dir = /tmp/ansible-ssh
-pipelining = True
+pipelining = true
 """
 
 #: Without a list of users, whoever comes is let in. It is written in memory only.
@@ -149,10 +149,11 @@ def option(value: Any) -> str:
     """A value of the cluster file as ``im.cfg`` has it.
 
     >>> option(["a", "b"]), option(True), option("100%")
-    ('a,b', 'True', '100%%')
+    ('a,b', 'true', '100%%')
     """
     several = value if isinstance(value, (list, tuple)) else [value]
-    return ",".join(str(one) for one in several).replace("%", "%%")
+    words = (str(one).lower() if isinstance(one, bool) else str(one) for one in several)
+    return ",".join(words).replace("%", "%%")
 
 
 def configuration(given: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ def test_its_file_has_the_sites_options_as_its_own_parser_reads_them():
         "rest_port": "8800",
         "user_db": "/run/im/users.json",
         "oidc_issuers": "https://a/,https://b/",
-        "verifi_ssl": "True",
+        "verifi_ssl": "true",
         "vault_path": "%a",
     }
 
