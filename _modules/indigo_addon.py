@@ -24,6 +24,7 @@ import struct
 import subprocess
 import tarfile
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
@@ -1070,6 +1071,54 @@ def _rpc(url: str, method: str, parameters: Any, session: str | None = None) -> 
     return answer["result"]
 
 
+def _infrastructures(settings: Mapping[str, Any]) -> str:
+    """The Infrastructure Manager answers, lets its user in, and nobody else."""
+    addresses = _addresses("im", "im", "rest")
+    if not addresses:
+        return "the service im leads to no pod"
+    base = f"http://{addresses[0]}:{settings['port']}"
+    _asked(f"{base}/version", "version", headers={"Accept": "application/json"})
+    for who, headers in (
+        ("without a user", {}),
+        ("to a user whom nobody made", _introduced("nobody", secrets.token_hex(16))),
+    ):
+        said = _status(f"{base}/infrastructures", headers)
+        if said != 401:
+            return f"{base}/infrastructures answers {said} {who}; expected a refusal, 401"
+    user = settings["user"]
+    if user:
+        password = _secret("im", settings["users"], user)
+        said = _status(f"{base}/infrastructures", _introduced(user, password))
+        if said != 200:
+            return f"{base}/infrastructures answers {said} to its own user {user}"
+    return ""
+
+
+def _introduced(user: str, password: str) -> dict[str, str]:
+    """What a request to the Infrastructure Manager carries of a user.
+
+    Its release 2.0.0 takes HTTP's own way, Basic, only where it has a Vault.
+    """
+    named = f"type = InfrastructureManager; username = {user}; password = {password}"
+    return {"Authorization": named}
+
+
+def _status(url: str, headers: Mapping[str, str]) -> int:
+    """The status of an answer.
+
+    Raises:
+        CommandExecutionError: No answer.
+    """
+    question = urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - of a pod
+    try:
+        with _OPENER.open(question, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as err:
+        return err.code
+    except (OSError, http.client.HTTPException) as err:
+        raise CommandExecutionError(f"{url} does not answer: {err}") from err
+
+
 def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
     """The series of InfluxDB's answer to one query.
 
@@ -1172,4 +1221,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "logging": _lines,
     "openstack": _disks,
     "zabbix": _hosts_heard,
+    "im": _infrastructures,
 }

@@ -11,7 +11,18 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from . import alerting, dashboards, images, ingress, logs, monitoring, openstack, versions, zabbix
+from . import (
+    alerting,
+    dashboards,
+    images,
+    infrastructures,
+    ingress,
+    logs,
+    monitoring,
+    openstack,
+    versions,
+    zabbix,
+)
 from .cluster import Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
@@ -28,6 +39,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "logging": logs.DEFAULTS,
         openstack.NAME: openstack.DEFAULTS,
         zabbix.NAME: zabbix.DEFAULTS,
+        infrastructures.NAME: infrastructures.DEFAULTS,
     }
 )
 
@@ -144,4 +156,5 @@ _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] =
     "logging": logs.settings,
     openstack.NAME: openstack.settings,
     zabbix.NAME: zabbix.settings,
+    infrastructures.NAME: infrastructures.settings,
 }

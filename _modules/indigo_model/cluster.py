@@ -89,7 +89,7 @@ PATHS = MappingProxyType(
 )
 
 #: Services of ours under ``services``: they are kept as add-ons are, and need no ``source``.
-SERVICES = ("zabbix",)
+SERVICES = ("zabbix", "im")
 
 API_PORT = 6443
 VIP_PORT = 8443
@@ -149,7 +149,7 @@ class Cluster:
     timers: Mapping[str, float] = field(default_factory=lambda: TIMERS)
     certificates: Mapping[str, int] = field(default_factory=lambda: CERTIFICATES)
     addons: Mapping[str, Any] = field(default_factory=dict)
-    #: What the file has under ``services``: the user's own.
+    #: What the file has under ``services``, but for :data:`SERVICES`: the user's own.
     workloads: Mapping[str, Any] = field(default_factory=dict)
     firewall: str = "none"
     #: Networks that hold every host, where the file tells them.

@@ -17,7 +17,10 @@ from .cluster import Cluster
 
 @dataclass(frozen=True)
 class Image:
-    """One image, pinned; ``since`` is the first Kubernetes minor that it is for."""
+    """One image, pinned; ``since`` is the first Kubernetes minor that it is for.
+
+    Where ``digest`` is empty we could not learn upstream's: then it is for the site to name one.
+    """
 
     name: str
     addon: str
@@ -30,7 +33,7 @@ class Image:
     @property
     def reference(self) -> str:
         """How a manifest names it: repository, tag and digest."""
-        return f"{self.repository}:{self.tag}@sha256:{self.digest}"
+        return f"{self.repository}:{self.tag}" + (f"@sha256:{self.digest}" if self.digest else "")
 
 
 #: Of cloud-provider-openstack's controller: release to digest. These and the driver's below are
@@ -288,6 +291,7 @@ TABLE: tuple[Image, ...] = (
         "557fea37a744d5f4c8faab304b0a90858b53ab119735a88c131fd19dab802f36",
         "PostgreSQL",
     ),
+    Image("im", "im", "ghcr.io/grycap/im", "2.0.0", "", "GPL-3.0"),
 )
 
 #: Names that ``images.use`` may have.
@@ -309,6 +313,16 @@ def pinned(name: str, kubernetes: str) -> Image:
     if not found:
         raise KeyError(name)
     return found[-1]
+
+
+def unpinned(wanted: Iterable[str]) -> list[Image]:
+    """Of some add-ons the images that only the site can pin, with ``images.use``.
+
+    >>> [one.name for one in unpinned(["coredns", "im"])]
+    ['im']
+    """
+    addons = set(wanted)
+    return [image for image in TABLE if image.addon in addons and not image.digest]
 
 
 def reference(cluster: Cluster, name: str) -> str:
@@ -391,7 +405,6 @@ def table() -> str:
             span = f"1.{image.since}" if last == image.since else f"1.{image.since} to 1.{last}"
         elif image.since == versions.FIRST_MINOR:
             span = "all"
-        lines.append(
-            f"| `{image.name}` | `{image.addon}` | {span} | `{image.reference}` | {image.licence} |"
-        )
+        shown = f"`{image.reference}`" + ("" if image.digest else ", digest: the site's to name")
+        lines.append(f"| `{image.name}` | `{image.addon}` | {span} | {shown} | {image.licence} |")
     return "\n".join(lines)

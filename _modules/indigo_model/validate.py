@@ -25,6 +25,7 @@ from . import (
     dashboards,
     etcd,
     images,
+    infrastructures,
     ingress,
     logs,
     monitoring,
@@ -41,6 +42,7 @@ from .cluster import (
     FIREWALLS,
     POD_NETWORKS,
     ROLES,
+    SERVICES,
     TIMERS,
     UPGRADE,
     VIP_PORT,
@@ -638,6 +640,15 @@ def _flag_name(value: Any) -> tuple[str, str] | None:
 
 def _component(value: Any) -> tuple[str, str] | None:
     return _one_of(COMPONENTS)(value)
+
+
+def _option_value(value: Any) -> tuple[str, str] | None:
+    several = value if isinstance(value, list) and value else [value]
+    for one in several:
+        plain = isinstance(one, str) and one.isprintable()
+        if not plain and (several is value or not (isinstance(one, bool) or _is_number(one))):
+            return ("one line of text, a number, a boolean, or a list of texts", "correct it")
+    return None
 
 
 def _upstream(value: Any) -> tuple[str, str] | None:
@@ -1865,10 +1876,58 @@ KEYS: tuple[Key, ...] = (
         check=_integer(1, 65535),
     ),
     Key(
-        "services.<name>",
+        "services.im",
         "mapping",
-        "One of them: a DNS label of at most 40 characters.",
-        check=_service_name,
+        "The Infrastructure Manager; `{}` and its image in `images.use` are enough. See "
+        "[im.md](operations/im.md).",
+        default="not installed",
+    ),
+    Key(
+        "services.im.memory",
+        "size",
+        "Memory that it may take.",
+        default=f"`{infrastructures.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "services.im.size",
+        "size",
+        "Room of its database.",
+        default=f"`{infrastructures.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "services.im.storage_class",
+        "StorageClass",
+        "Where that lies.",
+        default="on the node, for as long as the pod is there",
+        check=_class_name,
+    ),
+    Key(
+        "services.im.secret",
+        "Secret's name",
+        "A Secret of your own in the namespace `im`: each key is a user, its value the password.",
+        default=f"one with the user `{infrastructures.USER}`, made up once",
+        check=_secret_name,
+    ),
+    Key(
+        "services.im.host",
+        "DNS name",
+        "Name in the URL by which an ingress controller leads to it.",
+        default="none",
+        check=_domain,
+    ),
+    Key(
+        "services.im.config",
+        "mapping",
+        "Options of its own file `im.cfg`, section `[im]`.",
+        default="its own defaults",
+    ),
+    Key(
+        "services.im.config.<option>",
+        "mapping",
+        "One of them: text, number, boolean, or a list of texts.",
+        check=_one_of(infrastructures.OPTIONS),
     ),
     Key(
         "services.<name>.source",
@@ -1932,6 +1991,7 @@ _VALUES: Mapping[str, Check] = {
     "overrides.<component>.flags.<flag>": _scalar,
     "images.use.<image>": _text,
     "hosts.<id>.labels.<label>": _label_value,
+    "services.im.config.<option>": _option_value,
 }
 
 
@@ -2400,6 +2460,20 @@ def _cloud_controller(known: _Known, path: str) -> Iterator[str]:
     )
 
 
+def _image_relations(known: _Known) -> Iterator[str]:
+    given = known.document.get("services")
+    pinned = known.at("images.use") or {}
+    wanted = given if isinstance(given, Mapping) else ()
+    for image in images.unpinned(name for name in SERVICES if name in wanted):
+        if image.name not in pinned:
+            yield _problem(
+                f"images.use.{image.name}",
+                f"no such key, and services.{image.addon}",
+                "the image to run, for the table of images has no digest of upstream's",
+                f"name one by digest, such as {image.reference}@sha256:…",
+            )
+
+
 def _version_relations(known: _Known) -> Iterator[str]:
     if "versions" in known.document and not isinstance(known.document["versions"], Mapping):
         return
@@ -2647,6 +2721,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _firewall_relations,
     _addon_relations,
     _openstack_relations,
+    _image_relations,
     _version_relations,
     _override_relations,
     _timer_relations,

@@ -108,6 +108,7 @@ def document(
         "artifacts": {"checksums": sums},
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
+            "use": {"im": f"registry.example.org/im@{digest}"},
         },
         "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
         | {
@@ -121,7 +122,8 @@ def document(
                 "ca_sha256": digest.removeprefix("sha256:"),
             },
         },
-        "services": {"wiki": {"source": "salt://addons/files"}, "zabbix": {}},
+        "services": {"wiki": {"source": "salt://addons/files"}}
+        | {name: {} for name in model.SERVICES},
     }
 
 

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import tarfile
 
 import pytest
 from indigo_model import images, versions
-from lab.indigo_lab import archives, containers, debian, saltenv, wheels
+from lab.indigo_lab import archives, containers, debian, pythons, saltenv, wheels
 from lab.indigo_lab.artifacts import ADDONS, Docroot
 
 
@@ -119,6 +120,7 @@ def test_the_lab_knows_the_images_of_the_projects_table():
     assert set(ADDONS) == set(images.NAMES)
     assert {one.name for one in containers.PROGRAMS} < set(images.NAMES)
     assert {one.name for one in wheels.WHEELS} < set(images.NAMES)
+    assert {one.name for one in pythons.SERVICES} < set(images.NAMES)
 
 
 @pytest.mark.parametrize("minor", range(versions.FIRST_MINOR, versions.LAST_MINOR + 1))
@@ -142,3 +144,33 @@ def test_a_restamped_package_has_its_files_and_comes_before_the_other(tmp_path):
     assert (debian.unpack(made, tmp_path / "out") / "usr/x").read_text() == "x"
     assert debian.earlier("1:2-3~lab1", "1:2-3")
     assert not debian.earlier("1:2-3", "1:2-3~lab1")
+
+
+@pytest.mark.parametrize("service", pythons.SERVICES, ids=lambda one: one.name)
+def test_a_service_of_pypi_has_the_release_that_the_projects_table_pins(service):
+    assert images.pinned(service.name, versions.DEFAULTS["kubernetes"]).tag == service.version
+    text = service.requirements.read_text().replace("\\\n", " ")
+    rows = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert [f"{service.name}=={service.version}"] == [
+        row[0] for row in rows if row[0].startswith(f"{service.name}==")
+    ]
+    for name, *hashes in rows:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][a-z0-9.]*", name)
+        assert hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
+    assert set(service.source) < {row[0].partition("==")[0] for row in rows}
+
+
+def test_an_image_has_files_and_links_of_a_folder_but_no_pages(tmp_path):
+    for name in ("usr/bin/python3.11", "usr/share/doc/python3.11/README", "opt/modules/a/b.py"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text(name)
+    (tmp_path / "lib64").mkdir()
+    (tmp_path / "lib64/ld.so").symlink_to("/lib/ld.so")
+    (tmp_path / "opt/link").symlink_to("modules")
+    assert pythons.tree(tmp_path) == {
+        "lib64/ld.so": "/lib/ld.so",
+        "opt/link": "modules",
+        "opt/modules/a/b.py": tmp_path / "opt/modules/a/b.py",
+        "usr/bin/python3.11": tmp_path / "usr/bin/python3.11",
+    }

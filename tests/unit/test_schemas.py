@@ -24,7 +24,15 @@ FIRST = 25
 
 DISKS = {
     name: {"storage_class": "fast"}
-    for name in ("prometheus", "influxdb", "alertmanager", "grafana", "logging", "zabbix")
+    for name in (
+        "prometheus",
+        "influxdb",
+        "alertmanager",
+        "grafana",
+        "logging",
+        "zabbix",
+        "im",
+    )
 }
 
 #: What the add-on `openstack` cannot do without.
@@ -51,6 +59,7 @@ MORE = DISKS | {
         "floating_network": "33-44",
     },
     "zabbix": DISKS["zabbix"] | {"host": "zabbix.example.org"},
+    "im": DISKS["im"] | {"host": "im.example.org", "secret": "people", "config": {"BOOT_MODE": 1}},
 }
 
 #: Pods that are root, and why.

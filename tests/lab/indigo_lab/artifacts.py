@@ -36,6 +36,7 @@ ADDONS = (
     "zabbix-server-pgsql",
     "zabbix-web-nginx-pgsql",
     "postgres",
+    "im",
 )
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
