@@ -1930,6 +1930,12 @@ KEYS: tuple[Key, ...] = (
         check=_one_of(infrastructures.OPTIONS),
     ),
     Key(
+        "services.<name>",
+        "mapping",
+        "One of them: a DNS label of at most 40 characters.",
+        check=_service_name,
+    ),
+    Key(
         "services.<name>.source",
         "`salt://` folder",
         "Folder of the Salt master's file server with manifests (`*.yaml`), a `kustomization.yaml` "

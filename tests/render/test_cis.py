@@ -50,6 +50,8 @@ def rendered(minor: int) -> tuple[tuple[cis.Entry, ...], dict[str, str]]:
     entries, content = [], {}
     for chunk in compiled.chunks:
         if chunk["state"] == "file" and chunk["fun"] in ("managed", "directory"):
+            if chunk["fun"] == "directory" and "mode" not in chunk:
+                continue  # of a pod's data, which kubelet gives to it
             path, mode = str(chunk["name"]), int(str(chunk["mode"]), 8)
             user = str(chunk.get("user", "root"))
             entries.append(cis.Entry(path, mode, user, str(chunk.get("group", "root"))))
