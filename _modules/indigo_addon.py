@@ -689,7 +689,18 @@ _LATE = {"PersistentVolumeClaim": 1, **dict.fromkeys(FIRST, 2), "PersistentVolum
 def _delete(objects: Iterable[Identity]) -> None:
     # What others stand on goes last.
     for one in sorted(objects, key=lambda one: (_LATE.get(one[1], 0), one)):
-        _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
+        try:
+            _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
+        except CommandExecutionError:
+            # Of a group that the API does not have there is nothing, and kubectl cannot name it.
+            if not one[0] or _served(one[0]):
+                raise
+
+
+def _served(group: str) -> bool:
+    """Whether the API has a group; what does not answer counts as having it."""
+    answer = __salt__["indigo_kube.request"]("GET", f"/apis/{group}", server=_server())
+    return bool(answer["status"] != 404)
 
 
 # --- checks of an add-on's own use ---------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from cluster import changes, deploy, kubectl, ready_nodes, status, until, well
 from indigo_lab.base import state
-from indigo_model import dashboards
+from indigo_model import dashboards, openstack
 
 PROFILE = "compact"
 SITE = "10.77.0.5:9111"  # the Salt master: shows metrics and is told of alerts
@@ -68,7 +68,19 @@ JOBS = {
 ADDONS = ("prometheus", "influxdb", "alertmanager")
 
 #: Those and what is applied only.
-NAMES = (*ADDONS, "grafana", "headlamp", "logging", "grafana-admin")
+NAMES = (*ADDONS, "grafana", "headlamp", "logging", "grafana-admin", "openstack", "openstack/cloud")
+
+#: A cloud that is not here, and an image of its controller, since none is pinned for each release.
+CLOUD = {
+    "auth_url": "https://10.77.0.254:5000/v3",
+    "region": "RegionOne",
+    "user": "indigo",
+    "project": "5a1b",
+    "cloud_controller": True,
+    "subnet": "1a-2b",
+}
+CONTROLLER = {openstack.CONTROLLER: "indigo.lab/cloud-controller:1"}
+SECRET_FILE = openstack.SECRET_FILE
 
 
 def declare(lab, settings, more=(), **images):
@@ -77,7 +89,7 @@ def declare(lab, settings, more=(), **images):
     document.pop("addons", None)
     if settings is not None:
         wanted = {"prometheus": settings, "influxdb": ARCHIVE, "alertmanager": ALARM}
-        document["addons"] = wanted | {name: {} for name in more}
+        document["addons"] = wanted | {name: CLOUD if name == "openstack" else {} for name in more}
     document["images"].update(images)
     lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
     lab.salt("*", "saltutil.refresh_pillar", "wait=True")
@@ -92,6 +104,12 @@ def applied(lab, *arguments):
             found |= one["changes"]
             assert one["result"] is not False, one["comment"]
     return done.returncode, found
+
+
+def changed(done):
+    """What the states of a run changed, in one mapping, whatever became of it."""
+    states = json.loads(done.stdout)["host1"].values()
+    return {key: value for one in states for key, value in one["changes"].items()}
 
 
 def works(lab):
@@ -146,6 +164,8 @@ def left(lab):
         "grafana",
         "headlamp",
         "logging",
+        "openstack",
+        "cinder",
         "indigo-addon",
     )
     names = [name for name in done.stdout.split() if "/system:" not in name]  # Kubernetes' own
@@ -284,39 +304,75 @@ def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
 @pytest.mark.slow
 def test_what_has_no_image_here_is_accepted_and_says_so(lab):
     use = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]
-    others = [name for name in ("grafana", "headlamp", "logging") if name not in use]
-    declare(lab, SETTINGS, more=others)
+    others = [name for name in ("grafana", "headlamp", "logging", "openstack") if name not in use]
+    declare(lab, SETTINGS, more=others, use=use | CONTROLLER)
+    refused = lab.salt("host1", "state.apply", "addons", "--out=json", timeout=300)
+    assert refused.returncode != 0
+    assert f"{SECRET_FILE}: found no such file" in refused.stdout
+    word = 'lab"s \\ own #password'
+    keep = ["install", "-m", "0600", "/dev/stdin", SECRET_FILE]
+    lab.exec("host1", keep, stdin=f"{word}\n", check=True)
     code, found = applied(lab)
-    assert code == 0
-    assert found["Deployment grafana/grafana"] == "created"
-    assert found["Deployment headlamp/headlamp"] == "created"
-    assert found["Secret grafana/grafana-admin"] == "created"
-    assert found["DaemonSet logging/fluent-bit"] == "created"
+    assert (code, found) == (0, {"Secret openstack/cloud": "created"})
+    objects = changed(refused)
+    assert objects["Deployment grafana/grafana"] == "created"
+    assert objects["Deployment headlamp/headlamp"] == "created"
+    assert objects["Secret grafana/grafana-admin"] == "created"
+    assert objects["DaemonSet logging/fluent-bit"] == "created"
+    assert objects["DaemonSet openstack/cinder-node"] == "created"
+    assert objects["Deployment openstack/cloud-controller"] == "created"
+    assert objects["CSIDriver cinder.csi.openstack.org"] == "created"
     assert applied(lab) == (0, {})
     secret = kubectl(lab, "get", "secret", "-n", "grafana", "grafana-admin")["data"]["password"]
     password = base64.b64decode(secret).decode()
     assert len(password) == 32
-    seen = lab.exec("salt", ["grep", "-rlF", password, "/var/cache/salt", "/var/log/salt"])
-    assert seen.returncode == 1, seen.stdout
-    kept = lab.exec("host1", ["grep", "-rlF", password, "/etc", "/var/cache/salt", "/var/log/salt"])
-    assert kept.returncode == 1, kept.stdout
+    cloud = kubectl(lab, "get", "secret", "-n", "openstack", "cloud")["data"]["cloud.conf"]
+    conf = base64.b64decode(cloud).decode()
+    assert 'password="lab\\"s \\\\ own #password"' in conf and 'region="RegionOne"' in conf
+    for hidden, where in ((password, []), ("own #password", [SECRET_FILE])):
+        seen = lab.exec("salt", ["grep", "-rlF", hidden, "/var/cache/salt", "/var/log/salt"])
+        assert seen.returncode == 1, seen.stdout
+        folders = ["/etc", "/var/cache/salt", "/var/log/salt"]
+        assert lab.exec("host1", ["grep", "-rlF", hidden, *folders]).stdout.split() == where
     assert until(lambda: str(works(lab)).count("ImagePull") == len(others), 120, 2), works(lab)
+
+    def may(account, verb, what):
+        who = f"--as=system:serviceaccount:{account}"
+        return lab.kubectl("auth", "can-i", verb, what, "-A", who).stdout.strip()
+
     # A person who looks sees no Secret.
-    viewer = "--as=system:serviceaccount:headlamp:viewer"
-    assert lab.kubectl("auth", "can-i", "list", "pods", "-A", viewer).stdout.strip() == "yes"
-    assert lab.kubectl("auth", "can-i", "list", "nodes", viewer).stdout.strip() == "yes"
+    assert may("headlamp:viewer", "list", "pods") == "yes"
+    assert may("headlamp:viewer", "list", "nodes") == "yes"
     for verb, what in (("list", "secrets"), ("delete", "pods"), ("create", "deployments")):
-        assert lab.kubectl("auth", "can-i", verb, what, "-A", viewer).stdout.strip() == "no", what
-    own = "--as=system:serviceaccount:headlamp:headlamp"
-    assert lab.kubectl("auth", "can-i", "list", "pods", "-A", own).stdout.strip() == "no"
-    declare(lab, SETTINGS)
+        assert may("headlamp:viewer", verb, what) == "no", what
+    assert may("headlamp:headlamp", "list", "pods") == "no"
+    # What is at the cloud's changes no Node, and the part on nodes may nothing at all.
+    assert may("openstack:cloud-controller", "patch", "services") == "yes"
+    for verb in ("patch", "update", "delete"):
+        assert may("openstack:cloud-controller", verb, "nodes") == "no", verb
+    assert may("openstack:cinder-controller", "create", "persistentvolumes") == "yes"
+    assert may("openstack:cinder-controller", "list", "secrets") == "no"
+    assert may("openstack:cinder-node", "get", "nodes") == "no"
+
+    # A class of a kind that the API does not have is told, and leaves no trace.
+    document = yaml.safe_load(lab.cluster_file.read_text())
+    document["addons"]["openstack"] = CLOUD | {"snapshots": True}
+    lab.cluster_file.write_text(yaml.safe_dump(document, sort_keys=False))
+    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
+    refused = lab.salt("host1", "state.apply", "addons", "--out=json", timeout=300)
+    assert refused.returncode != 0
+    assert 'no matches for kind \\"VolumeSnapshotClass\\"' in refused.stdout
+
+    declare(lab, SETTINGS, use=use)
     code, found = applied(lab)
     assert (code, found) == (0, dict.fromkeys(others, "removed"))
-    gone = lab.kubectl(
-        "get", "namespace,clusterrole,clusterrolebinding,service", "-A", "-o", "name"
-    )
+    kinds = "namespace,clusterrole,clusterrolebinding,service,storageclass,csidriver"
+    gone = lab.kubectl("get", kinds, "-A", "-o", "name")
     assert gone.returncode == 0
-    assert not [one for one in gone.stdout.split() if any(name in one for name in others)]
+    names = [*others, "cinder", "cloud-controller"]
+    left_over = [one for one in gone.stdout.split() if "/system:" not in one]
+    assert not [one for one in left_over if any(name in one for name in names)]
+    lab.exec("host1", ["rm", SECRET_FILE], check=True)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from indigo_lab import debian, rootfs
 from indigo_lab.base import cache, run, write
 from indigo_lab.saltenv import DEFAULT
 from indigo_lab.topology import MIRROR_URL, PODS, SERVICES, VIP
+from indigo_model import openstack
 
 PROFILE = "compact"
 
@@ -222,6 +223,38 @@ def test_a_second_run_needs_no_ssh_and_changes_nothing(lab, site):
     assert data["done"] == []
     assert lab.cluster_file.stat().st_ino == before
     assert deploy(lab).changes == {}
+
+
+def test_the_password_of_a_cloud_travels_sealed_and_alone(lab, site):
+    word = "a-word-of-the-cloud's"
+    lines = (
+        "OPENSTACK_URL=https://10.77.0.254:5000/v3\nOPENSTACK_USER=indigo\n"
+        f"OPENSTACK_TENANTID=5a1b\nOPENSTACK_REGION=RegionOne\nOPENSTACK_PASS={word}\n"
+    )
+    conf = site / "cloud.conf"
+    conf.write_text(CONF + lines)
+    conf.chmod(0o644)
+    code, _, told = setup(lab, "deploy=False", conf=conf.name)
+    assert code != 0 and "which has mode 0644; expected 0600" in told and word not in told
+    conf.chmod(0o600)
+    code, data, told = setup(lab, "deploy=False", conf=conf.name)
+    assert code == 0, told
+    assert data["done"][0] == "put OPENSTACK_PASS on host1" and len(data["done"]) == 2
+    assert yaml.safe_load(lab.cluster_file.read_text())["addons"]["openstack"]["user"] == "indigo"
+    found = lab.exec("host1", ["stat", "-c", "%a %U", openstack.SECRET_FILE], check=True).stdout
+    assert found.split() == ["600", "root"]
+    assert lab.exec("host1", ["cat", openstack.SECRET_FILE]).stdout == f"{word}\n"
+    assert word not in told + lab.cluster_file.read_text()
+    for host in ("salt", "host1"):
+        folders = ["/var/cache/salt", "/var/log/salt", "/etc/salt"]
+        assert lab.exec(host, ["grep", "-rlF", word, *folders]).returncode == 1
+    code, data, told = setup(lab, "deploy=False", conf=conf.name)
+    assert (code, data["done"]) == (0, []), told
+    # As before it.
+    conf.unlink()
+    lab.exec("host1", ["rm", openstack.SECRET_FILE], check=True)
+    code, _, told = setup(lab, "deploy=False")
+    assert code == 0, told
 
 
 def test_a_file_that_was_edited_is_left_alone(lab, site):

@@ -284,6 +284,33 @@ def test_what_was_lost_while_etcd_restarted_is_asked_again(
     assert len(count.read_text().splitlines()) == min(tries, module.TRIES)
 
 
+@pytest.mark.parametrize(
+    ("group", "status", "goes"),
+    [("x.io", 404, True), ("x.io", 200, False), ("x.io", 503, False), ("", 404, False)],
+)
+def test_what_the_api_knows_nothing_of_is_gone_and_all_else_is_an_error(
+    monkeypatch, group, status, goes
+):
+    deleted = []
+
+    def refused(*words, stdin=None):
+        if words[-2].startswith("Thing"):
+            raise CommandExecutionError("the server doesn't have a resource type")
+        deleted.append(words[-1])
+
+    monkeypatch.setattr(module, "_kubectl", refused)
+    monkeypatch.setattr(module, "_server", lambda: "https://x")
+    functions = {"indigo_kube.request": lambda *_, **__: {"status": status}}
+    monkeypatch.setattr(module, "__salt__", functions, raising=False)
+    objects = [(group, "Thing", "", "t"), DEPLOYMENT]
+    if goes:
+        module._delete(objects)
+        assert deleted == ["b"]
+    else:
+        with pytest.raises(CommandExecutionError, match="resource type"):
+            module._delete(objects)
+
+
 def test_what_others_stand_on_goes_last(kubectl):
     module.remove("x", [("", "Namespace", "", "n"), OLD, DEPLOYMENT])
     assert [call[1][0] for call in kubectl.calls] == [
