@@ -411,6 +411,7 @@ EXPOSURE: Mapping[str, tuple[float, str]] = {
     "kube-scheduler": (1.7, "no capability, own account"),
     "etcd-proxy": (1.9, "no capability, the API server's account"),
     "haproxy": (2.0, "own account"),
+    "zabbix-agent": (3.6, "no capability, own account; it reads what other accounts run"),
     "kube-proxy": (4.7, "root with the capabilities of a packet filter"),
     "keepalived": (6.8, "root: it sets addresses, and runs the check of haproxy"),
     "flanneld": (6.8, "root with the capabilities of network links, one of the kernel's modules"),
