@@ -57,7 +57,15 @@ ROOTS = (
     ),
     Root(
         "zabbix-web-nginx-pgsql",
-        ("zabbix-frontend-php", "php8.2-fpm", "php8.2-pgsql", "nginx-light", *SHELL, "tzdata"),
+        (
+            "zabbix-frontend-php",
+            "php8.2-fpm",
+            "php8.2-pgsql",
+            "nginx-light",
+            "locales",
+            *SHELL,
+            "tzdata",
+        ),
         "/start",
         ("usr/lib/*/libLLVM*",),
     ),
@@ -155,6 +163,16 @@ def _settled(one: Root, root: Path) -> None:
         into.write_bytes(b"".join(part.read_bytes() for part in parts))
     if one.name == "zabbix-web-nginx-pgsql":
         shutil.copyfile(START, root / "start")
+        # The front end complains on every page of a language without its locale.
+        sources = root / "usr/share/i18n"
+        (root / "usr/lib/locale").mkdir(exist_ok=True)
+        run(
+            ["localedef", "--no-archive", f"--prefix={root}", "--inputfile=en_US",
+             "--charmap=UTF-8", "/usr/lib/locale/en_US.UTF-8"],
+            step="make the locale en_US.UTF-8",
+            env={"I18NPATH": str(sources)},
+        )  # fmt: skip
+        remove_tree(sources)
 
 
 def _members(root: Path) -> dict[str, archives.Source | str]:
