@@ -893,16 +893,23 @@ def _problems(unit: str, tier: Mapping[str, Any]) -> dict[str, str]:
 def _leave(
     unit: str, tier: Mapping[str, Any], patience: float, keep: Callable[[], None]
 ) -> tuple[bool, str]:
-    """Wait until this member may stop serving; the answer and the sum it rests on."""
+    """Wait until this member may stop serving; the answer and the sum it rests on.
+
+    A member that did not serve, and then does, may have been started by its host without the lock:
+    who counts on it must have had the time to notice, as after a restart.
+    """
     end = time.monotonic() + patience
     seen = missed = 0
+    enough = SEEN
     while True:
         problems = _problems(unit, tier)
         may, why = verdict(problems, tier["own"], tier["need"])
         down = bool(problems[tier["own"]])
         seen = seen + 1 if may and not down else 0
         missed = missed + 1 if down else 0
-        if seen >= SEEN or missed >= MISSED:
+        if not may:
+            enough = tries(tier.get("settle", 0), LOOK)
+        if seen >= enough or missed >= MISSED:
             return True, why
         if time.monotonic() >= end:
             return False, why

@@ -218,6 +218,22 @@ def test_the_others_are_waited_for(site):
     assert "keep" in site.log
 
 
+@pytest.mark.parametrize("down", [0, 3])
+def test_one_that_came_back_must_serve_for_as_long_as_after_a_restart(site, down):
+    tier = {**ETCD, "settle": 0.2}
+    looks = []
+
+    def check(url, **_):
+        served = "//b/" not in url or len(looks) >= down
+        looks.extend([url] if "//b/" in url and RESTARTED not in site.log else [])
+        return {"ok": served, "url": url, "problem": "" if served else "refused"}
+
+    site.module.__salt__["indigo_health.check"] = check
+    assert restart(site, tier=tier, patience=5)["restarted"] is True
+    enough = site.module.tries(0.2, site.module.LOOK) if down else site.module.SEEN
+    assert len(looks) - down == enough
+
+
 def test_nothing_restarts_while_another_does_not_serve(site):
     site.bad["b"] = "ConnectionRefusedError: refused"
     done = restart(site)
