@@ -99,6 +99,21 @@ def deploy(lab: Lab, *arguments: str) -> Deployed:
     return parsed(done.returncode, done.stdout, done.stderr, time.monotonic() - started)
 
 
+def put_back(lab: Lab, declared: str, left: Callable[[Lab], list[str]]) -> None:
+    """End what a file brought into the cluster.
+
+    Args:
+        declared: cluster.yaml as it was before.
+        left: what is still there of it.
+    """
+    lab.cluster_file.write_text(declared)
+    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
+    done = deploy(lab)
+    assert done.code == 0, done.told
+    assert left(lab) == []
+    well(lab)
+
+
 def orchestrate(lab: Lab, name: str, **pillar: Any) -> Deployed:
     """Another orchestration with pillar, to its end."""
     started = time.monotonic()

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
-from cluster import answering, changes, deploy, kubectl, status, until, well
+from cluster import answering, changes, deploy, kubectl, put_back, status, until, well
 from indigo_lab.topology import VIP
 
 PROFILE = "compact"
@@ -203,12 +203,7 @@ def _deployed(lab):
     yield
     lab.kubectl("delete", "--ignore-not-found", "-f", "-", stdin=SERVICE, timeout=60)
     lab.kubectl("delete", "--ignore-not-found", "secret", "own", timeout=60)
-    lab.cluster_file.write_text(before)
-    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
-    done = deploy(lab)
-    assert done.code == 0, done.told
-    assert left(lab) == []
-    well(lab)
+    put_back(lab, before, left)
 
 
 @pytest.mark.foundation

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from cluster import changes, deploy, kubectl, ready_nodes, status, until, well
+from cluster import changes, deploy, kubectl, put_back, ready_nodes, status, until
 from indigo_lab.base import state
 from indigo_model import dashboards, openstack
 
@@ -184,12 +184,7 @@ def _deployed(lab):
     shown(lab)
     yield
     lab.exec("salt", ["systemctl", "stop", "site-monitoring"], check=True)
-    lab.cluster_file.write_text(before)
-    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
-    done = deploy(lab)
-    assert done.code == 0, done.told
-    assert left(lab) == []
-    well(lab)
+    put_back(lab, before, left)
 
 
 def test_one_key_and_a_deploy_bring_it(lab, figure):

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 import yaml
 from browser import PACKAGES
-from cluster import changes, deploy, kubectl, status, until, well
+from cluster import changes, deploy, kubectl, put_back, status, until
 from indigo_lab import debian, zabbix
 from indigo_lab.base import REPO
 from indigo_lab.topology import VIP
@@ -125,12 +125,7 @@ def _deployed(lab):
     if done.code:
         pytest.fail(f"no cluster to bring it to: {done.told}")
     yield
-    lab.cluster_file.write_text(before)
-    lab.salt("*", "saltutil.refresh_pillar", "wait=True")
-    done = deploy(lab)
-    assert done.code == 0, done.told
-    assert left(lab) == []
-    well(lab)
+    put_back(lab, before, left)
 
 
 @pytest.mark.foundation
