@@ -17,10 +17,10 @@ from typing import Any
 import netaddr
 
 from . import disks
-from .cluster import SERVICES, Cluster, Host
+from .cluster import Cluster, Host
 
 #: Its key under ``services``, and its namespace.
-NAME = SERVICES[0]
+NAME = "zabbix"
 
 #: Settings of ``services.zabbix``.
 DEFAULTS: Mapping[str, Any] = MappingProxyType(

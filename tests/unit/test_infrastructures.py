@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
-from indigo_model import addons, cluster, images, infrastructures, validate
+from indigo_model import addons, cluster, images, infrastructures, validate, zabbix
 from salt.exceptions import CommandExecutionError
 from support import load
 
@@ -154,7 +154,7 @@ def test_its_data_lies_on_the_sites_disk():
 
 def test_the_image_that_nobody_pinned_is_the_only_one():
     assert [one.name for one in images.unpinned(addons.ADDONS)] == ["im"]
-    assert set(cluster.SERVICES) <= set(addons.ADDONS)
+    assert set(cluster.SERVICES) == {infrastructures.NAME, zabbix.NAME} <= set(addons.ADDONS)
 
 
 def test_its_disk_goes_after_its_pod_and_before_its_namespace(monkeypatch):
