@@ -561,12 +561,18 @@ def works() -> dict[str, str]:
     return found
 
 
-def wait(timeout: float = 120, interval: float = 1) -> dict[str, str]:
+#: Kubernetes tries these for ever, at growing distances, but waits for a person.
+_NO_IMAGE = re.compile(r": (?:ErrImagePull|ErrImageNeverPull|ImagePullBackOff|InvalidImageName)\b")
+
+
+def wait(timeout: float = 120, interval: float = 1, patience: float = 45) -> dict[str, str]:
     """Wait until every declared add-on works; what is wrong with each at the end.
 
     Args:
         timeout: Seconds to wait at most.
         interval: Seconds between two looks.
+        patience: Seconds to wait for images alone, where nothing else is wrong: time for three
+            tries of kubelet's, which come after 10 and 20 seconds.
 
     CLI Example:
 
@@ -574,10 +580,14 @@ def wait(timeout: float = 120, interval: float = 1) -> dict[str, str]:
 
         salt master1 indigo_addon.wait timeout=60
     """
-    deadline = time.monotonic() + timeout
+    began = moving = time.monotonic()
     while True:
         found = works()
-        if not any(found.values()) or time.monotonic() > deadline:
+        wrong = [why for why in found.values() if why]
+        now = time.monotonic()
+        if not all(_NO_IMAGE.search(why) for why in wrong):
+            moving = now
+        if not wrong or now > began + timeout or now > moving + patience:
             return found
         time.sleep(interval)
 

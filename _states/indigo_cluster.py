@@ -272,6 +272,7 @@ def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
     if __opts__["test"]:
         return {**ret, "result": None, "comment": f"These would be tried: {listed}"}
     master = plan["roles"]["master"][0]
+    began = time.monotonic()
     try:
         answer = __salt__["indigo_ask.minions"](
             [master], "indigo_addon.wait", kwarg={"timeout": timeout}
@@ -282,7 +283,8 @@ def addons_work(name: str, timeout: float = 120) -> dict[str, Any]:
         return _failed(name, f"{master} does not answer", [str(answer or "no answer")])
     problems = [f"{addon}: {why}" for addon, why in answer.items() if why]
     if problems:
-        return _failed(name, f"After {timeout:g} s not every add-on works", problems)
+        waited = round(time.monotonic() - began)
+        return _failed(name, f"After {waited} s not every add-on works", problems)
     return {**ret, "comment": f"Tried, and they work: {listed}"}
 
 

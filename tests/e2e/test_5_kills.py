@@ -66,8 +66,17 @@ HOST = (
     Moment("it is done, others may not be", lambda run: "host1" in run.done(), "host1"),
 )
 
-#: Those of `make test-slow`, by their numbers.
+#: Those of `make test-slow`, by their numbers: `make test` has no time for all.
+SLOW_KILLS = frozenset({1, 6, 7, 9})
 SLOW = frozenset({0, 3, 5, 6, 8})
+
+
+def some(moments, slow):
+    """Numbers of the moments as parameters, the slow ones marked."""
+    return [
+        pytest.param(number, id=str(moment), marks=[pytest.mark.slow] * (number in slow))
+        for number, moment in enumerate(moments)
+    ]
 
 
 def converges(lab, figure, about: str) -> None:
@@ -81,8 +90,9 @@ def converges(lab, figure, about: str) -> None:
 
 
 # One after the other, without a whole run in between.
-@pytest.mark.parametrize("moment", ORCHESTRATION, ids=str)
-def test_the_orchestration_is_killed(lab, moment):
+@pytest.mark.parametrize("number", some(ORCHESTRATION, SLOW_KILLS))
+def test_the_orchestration_is_killed(lab, number):
+    moment = ORCHESTRATION[number]
     if moment.host:
         lab.rebuild(moment.host)
     run = Run(lab)
@@ -97,14 +107,7 @@ def test_after_all_kills_of_the_orchestration_it_converges(lab, figure):
     assert ready_nodes(lab) == set(HOSTS)
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        # Half of them: all take minutes that `make test` does not have.
-        pytest.param(number, id=str(moment), marks=[pytest.mark.slow] * (number in SLOW))
-        for number, moment in enumerate(HOST)
-    ],
-)
+@pytest.mark.parametrize("number", some(HOST, SLOW))
 def test_a_host_loses_its_power_and_the_next_run_converges(lab, figure, number):
     moment = HOST[number]
     lab.rebuild(moment.host)

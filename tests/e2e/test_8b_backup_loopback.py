@@ -28,7 +28,11 @@ def stage() -> SimpleNamespace:
     return SimpleNamespace(broken=None)
 
 
-@pytest.fixture(scope="module", params=PLACES)
+# The newer one by `make test-slow`.
+@pytest.fixture(
+    scope="module",
+    params=[PLACES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in PLACES[1:])],
+)
 def programs(request: pytest.FixtureRequest) -> dict[str, str]:
     """etcd and the tools that come with it, of each release that can be had."""
     return etcd_programs(request.param)

@@ -9,6 +9,7 @@ import socket
 import struct
 import tarfile
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -638,6 +639,26 @@ def test_waiting_ends_with_what_is_wrong(monkeypatch):
     assert module.wait(timeout=5, interval=0) == {"coredns": ""}
     monkeypatch.setattr(module, "works", lambda: {"coredns": "never"})
     assert module.wait(timeout=0, interval=0) == {"coredns": "never"}
+
+
+@pytest.mark.parametrize(
+    ("found", "seconds"),
+    [
+        ({"coredns": "x: c: ImagePullBackOff: gone"}, 46),
+        ({"coredns": "x: c: ErrImagePull", "ingress": ""}, 46),
+        ({"coredns": "x: c: ImagePullBackOff", "ingress": "0 of 2 replicas are ready"}, 121),
+        ({"coredns": "x: c: CrashLoopBackOff"}, 121),
+    ],
+)
+def test_for_an_image_that_cannot_be_had_nobody_waits_long(monkeypatch, found, seconds):
+    now = [0.0]
+    clock = types.SimpleNamespace(
+        monotonic=lambda: now[0], sleep=lambda span: now.__setitem__(0, now[0] + span)
+    )
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "works", lambda: found)
+    assert module.wait() == found
+    assert now[0] == seconds
 
 
 # --- the step of the orchestration ---------------------------------------------------------------
