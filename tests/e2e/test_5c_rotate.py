@@ -349,8 +349,14 @@ def workload(lab) -> Iterator[None]:
 
 
 def pods_own_token(lab, namespace: str = "default") -> str:
-    """A token that a pod of the namespace would be given, in releases that make Secrets."""
+    """A token that a pod of the namespace would be given."""
     account = kubectl(lab, "get", "serviceaccount", "default", "-n", namespace)
+    if "secrets" not in account:  # from 1.24 on pods' tokens are asked for
+        path = f"/api/v1/namespaces/{namespace}/serviceaccounts/default/token"
+        ask = '{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}'
+        made = lab.kubectl("create", "--raw", path, "-f", "-", stdin=ask)
+        assert made.returncode == 0, made.stderr
+        return json.loads(made.stdout)["status"]["token"]
     (first, *_) = account["secrets"]
     data = kubectl(lab, "get", "secret", "-n", namespace, first["name"])["data"]
     return base64.b64decode(data["token"]).decode()
