@@ -34,7 +34,7 @@ down: ## stop the lab and remove what it made (its cache stays)
 test: test-fast test-lab ## all tests but the slowest of the lab's: test-slow and chaos-full
 
 test-fast: $(VENV)/ready lint ## all tests that need no lab
-	$(PYTEST) tests/unit tests/render tests/integration
+	$(PYTEST) --numprocesses=auto --dist=loadfile tests/unit tests/render tests/integration
 
 test-lab: $(VENV)/ready ## the tests on the lab: real hosts, real Kubernetes
 	$(PYTEST) tests/e2e
