@@ -5,8 +5,8 @@ shows is alerted on as soon as they are scraped. The rest is in the metrics that
 indigo.metrics`` writes, and its alerts wait for somebody to have those scraped.
 
 Sources: Prometheus' "Alerting rules", Alertmanager's "Configuration" and "High availability"; the
-metrics' names are those of etcd 3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex``
-and node_exporter 1.
+metrics' names are those of etcd 3.4 to 3.6, Kubernetes 1.20 and newer, haproxy's ``addons/promex``,
+the community's exporters of keepalived and node_exporter 1.
 """
 
 from __future__ import annotations
@@ -100,6 +100,40 @@ ALERTS: tuple[Alert, ...] = (
         "1m",
         "critical",
         "haproxy does not answer there",
+    ),
+    Alert(
+        "KeepalivedDown",
+        "VIP",
+        "keepalived_up == 0",
+        "1m",
+        "critical",
+        "keepalived does not run there, or does not answer",
+    ),
+    # Where none answers there are no states to count.
+    Alert(
+        "VirtualAddressNotHeld",
+        "VIP",
+        "(sum(keepalived_vrrp_state == bool 2) or 0 * sum(keepalived_up)) == 0",
+        "30s",
+        "critical",
+        "no keepalived that answers is master of the virtual address",
+    ),
+    Alert(
+        "VirtualAddressHeldTwice",
+        "VIP",
+        "sum(keepalived_vrrp_state == bool 2) > 1",
+        "1m",
+        "critical",
+        "more than one keepalived is master of the virtual address",
+    ),
+    # A restart of each of three is two moves at most.
+    Alert(
+        "VirtualAddressMovesOften",
+        "VIP",
+        "sum(increase(keepalived_become_master_total[30m])) > 5",
+        "0s",
+        "warning",
+        "the virtual address has moved more than five times in half an hour",
     ),
     Alert(
         "VirtualAddressNotHeldOnce",

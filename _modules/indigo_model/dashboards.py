@@ -147,6 +147,15 @@ TABLE: Mapping[str, tuple[str, tuple[Panel, ...]]] = MappingProxyType(
             (
                 Panel("haproxy answers", 'up{job="haproxy"}'),
                 Panel(
+                    "keepalived: 1 is backup, 2 has the address, 3 cannot have it",
+                    "keepalived_vrrp_state",
+                ),
+                Panel(
+                    "Moves of the virtual address in an hour",
+                    "sum(increase(keepalived_become_master_total[1h]))",
+                    legend="moves",
+                ),
+                Panel(
                     "Masters that are served",
                     'min by (server) (haproxy_server_status{proxy="masters",state="UP"})',
                     legend="{{server}}",

@@ -26,11 +26,17 @@ STEP = 10
 #: Port of haproxy's metrics, which only listens where Prometheus is an add-on.
 METRICS_PORT = 8405
 
+#: The same of keepalived: where Prometheus' users expect it.
+KEEPALIVED_METRICS_PORT = 9165
+
 #: Units of haproxy's times, in seconds.
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 #: haproxy answers here whether it serves, to this host alone.
 ALIVE = "/run/indigo-haproxy/alive.sock"
+
+#: Where keepalived writes what it is asked for by a signal, for root alone.
+TOLD = "/run/indigo-keepalived"
 
 
 def view(cluster: Cluster, host: Host) -> dict[str, Any]:
@@ -57,11 +63,17 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     """
     if "lb" not in host.roles:
         return {}
-    metrics = [endpoint(host.address, METRICS_PORT)] if cluster.monitored else []
+
+    def metrics(port: int) -> list[str]:
+        return [endpoint(host.address, port)] if cluster.monitored else []
+
     return {
         "components": {
-            "haproxy": {**haproxy(cluster), "metrics": metrics},
-            "keepalived": keepalived(cluster, host),
+            "haproxy": {**haproxy(cluster), "metrics": metrics(METRICS_PORT)},
+            "keepalived": {
+                **keepalived(cluster, host),
+                "metrics": metrics(KEEPALIVED_METRICS_PORT),
+            },
         },
         "packages": dict(cluster.packages),
     }
@@ -156,6 +168,7 @@ def keepalived(cluster: Cluster, host: Host) -> dict[str, Any]:
         "binary": "/usr/sbin/keepalived",
         "user": "root",
         "script_user": "haproxy",
+        "told": TOLD,
         "config": _overridden(cluster, "keepalived", derived),
     }
 

@@ -21,6 +21,7 @@ import netaddr
 from . import alerting, disks
 from .cluster import API_PORT, Cluster, Host
 from .etcd import metrics_url
+from .lb import KEEPALIVED_METRICS_PORT as KEEPALIVED_PORT
 from .lb import METRICS_PORT as HAPROXY_PORT
 from .master import CONTROLLER_MANAGER_PORT, SCHEDULER_PORT
 
@@ -157,6 +158,7 @@ _FILES: Mapping[str, str] = MappingProxyType(
         "kube-scheduler": "kube-scheduler",
         "etcd": "etcd",
         "haproxy": "haproxy",
+        "keepalived": "keepalived",
         "kubelet": "kubelet",
         "cadvisor": "kubelet",
         "node-exporter": "node-exporter",
@@ -190,6 +192,7 @@ def targets(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
         "kube-controller-manager": ("master", CONTROLLER_MANAGER_PORT),
         "kube-scheduler": ("master", SCHEDULER_PORT),
         "haproxy": ("lb", HAPROXY_PORT),
+        "keepalived": ("lb", KEEPALIVED_PORT),
         "kubelet": ("node", kubelet),
         "node-exporter": ("node", NODE_EXPORTER_PORT),
     }

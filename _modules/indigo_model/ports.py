@@ -21,6 +21,7 @@ from . import ingress, zabbix
 from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
 from .etcd import METRICS_PORT as ETCD_METRICS_PORT
+from .lb import KEEPALIVED_METRICS_PORT
 from .lb import METRICS_PORT as HAPROXY_METRICS_PORT
 from .master import CONTROLLER_MANAGER_PORT, ETCD_PROXY_PORT, SCHEDULER_PORT
 from .monitoring import KUBELET_PORT, NODE_EXPORTER_PORT
@@ -114,6 +115,8 @@ def _lb(cluster: Cluster) -> Iterator[Port]:
     if cluster.monitored:
         port = str(HAPROXY_METRICS_PORT)
         yield Port("lb", "haproxy", "tcp", port, OWN, _PROMETHEUS, "metrics, for Prometheus")
+        port, service = str(KEEPALIVED_METRICS_PORT), "keepalived-metrics"
+        yield Port("lb", service, "tcp", port, OWN, _PROMETHEUS, "keepalived's, for Prometheus")
     wanted = ingress.given(cluster)
     if wanted is not None:
         where = "addons.ingress"
@@ -402,8 +405,12 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
     return result
 
 
+#: Programs that are not Indigo's. A socket of systemd is systemd's own until somebody comes.
+_PROGRAMS = {"haproxy": "/usr/sbin/haproxy", "keepalived-metrics": "/usr/lib/systemd/systemd"}
+
+
 def _program(service: str) -> str:
-    return "/usr/sbin/haproxy" if service == "haproxy" else f"{PATHS['artifacts']}/"
+    return _PROGRAMS.get(service, f"{PATHS['artifacts']}/")
 
 
 def _firewall(cluster: Cluster, host: Host, rows: list[Port]) -> dict[str, Any]:

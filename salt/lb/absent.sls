@@ -1,4 +1,6 @@
 # The inverse of the role: the address first, so that another load balancer takes it over.
+include:
+  - lb.metrics_absent
 
 keepalived is stopped:
   indigo_service.stopped:

@@ -4,3 +4,4 @@ include:
   - lb.exchanged
   - lb.configured
   - lb.running
+  - lb.{{ 'metrics' if pillar.indigo.components.keepalived.metrics else 'metrics_absent' }}

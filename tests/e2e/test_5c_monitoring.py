@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+import time
 from urllib.parse import urlencode
 
 import pytest
@@ -58,6 +59,7 @@ JOBS = {
     "kube-scheduler": 2,
     "etcd": 3,
     "haproxy": 3,
+    "keepalived": 3,
     "kubelet": 3,
     "cadvisor": 3,
     "node-exporter": 3,
@@ -210,6 +212,75 @@ def test_each_replica_reaches_every_host_at_all_that_it_runs(lab):
         assert firing == []
     exporters = kubectl(lab, "get", "pods", "-n", "monitoring-hosts")["items"]
     assert {pod["spec"]["nodeName"] for pod in exporters} == ready_nodes(lab)
+
+
+def test_prometheus_sees_who_holds_the_address_and_that_it_moves(lab, figure):
+    (holder,) = status(lab)["vip"]["holders"]
+    address = next(iter(replicas(lab)))
+
+    def masters():
+        return [one["metric"]["host"] for one in query(lab, address, "keepalived_vrrp_state == 2")]
+
+    assert masters() == [holder]
+    moves = "sum(keepalived_become_master_total)"
+    before = query(lab, address, "keepalived_advertisements_sent_total > 0")
+    assert holder in [one["metric"]["host"] for one in before]
+    lab.exec(holder, ["systemctl", "stop", "keepalived"], check=True)
+    started = time.monotonic()
+    try:
+        assert until(lambda: (found := masters()) and found != [holder] and len(found) == 1, 20, 1)
+        figure(f"the virtual address moved, as Prometheus: {time.monotonic() - started:.1f} s")
+        down = query(lab, address, f'keepalived_up{{host="{holder}"}}')
+        assert [one["value"][1] for one in down] == ["0"]
+        assert masters() == status(lab)["vip"]["holders"]
+        assert int(query(lab, address, moves)[0]["value"][1]) >= 1
+    finally:
+        lab.exec(holder, ["systemctl", "start", "keepalived"], check=True)
+    assert until(lambda: len(query(lab, address, "keepalived_up == 1")) == 3, 20, 1)
+    assert holder not in masters()
+
+
+#: Asks at once as often as systemd lets one address, and prints answers and the time they took.
+_ASK = """
+import concurrent.futures, json, sys, time, urllib.request
+def ask(_):
+    with urllib.request.urlopen(f"http://{sys.argv[1]}:9165/metrics", timeout=8) as answer:
+        return [answer.status, answer.read().decode()]
+started = time.monotonic()
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    answers = list(pool.map(ask, range(4)))
+print(json.dumps([answers, time.monotonic() - started]))
+"""
+
+
+def test_a_keepalived_that_hangs_holds_up_nobody_who_asks(lab, figure):
+    """On a host that is no holder: of one that hangs another would take the address."""
+    other = next(name for name in ("host1", "host2") if name not in status(lab)["vip"]["holders"])
+    address = next(one.address for one in lab.hosts() if one.name == other)
+
+    def asked():
+        done = lab.exec("host3", ["python3", "-c", _ASK, address], timeout=30, check=True)
+        return json.loads(done.stdout)
+
+    answers, _ = asked()
+    assert len(answers) == 4 and all(answer == answers[0] for answer in answers)
+    assert "\nkeepalived_up 1\n" in answers[0][1]
+    kill = ["systemctl", "kill", "--kill-who=main", "keepalived"]
+    try:
+        lab.exec(other, [*kill, "--signal=STOP"], check=True)
+        lab.exec(other, ["rm", "-f", "/run/indigo-keepalived/asked"], check=True)
+        answers, seconds = asked()
+    finally:
+        lab.exec(other, [*kill, "--signal=CONT"], check=True)
+    figure(f"four questions at once to a keepalived that hangs: answered after {seconds:.1f} s")
+    assert seconds < 3
+    assert {(code, "\nkeepalived_up 0\n" in text) for code, text in answers} == {(200, True)}
+    assert "\nkeepalived_up 1\n" in asked()[0][0][1]
+    # In its journal there is nothing of all that was asked.
+    units = ["journalctl", "-q", "-o", "cat", "-u", "keepalived-metrics@*"]
+    assert lab.exec(other, units, timeout=30).stdout == ""
+    failed = ["systemctl", "list-units", "--failed", "--no-legend", "--plain"]
+    assert "keepalived" not in lab.exec(other, failed, check=True).stdout
 
 
 def test_every_question_of_the_dashboards_has_an_answer(lab, figure):
@@ -447,7 +518,9 @@ def test_it_goes_whole_comes_again_and_goes(lab):
     assert left(lab) == []
     for host in ("host1", "host2", "host3"):
         listening = lab.exec(host, ["ss", "-Hlnt"], check=True).stdout
-        assert not [port for port in (":2381 ", ":8405 ", ":9100 ") if port in listening]
+        assert not [port for port in (":2381 ", ":8405 ", ":9165 ", ":9100 ") if port in listening]
+        gone = "ls /etc/systemd/system /usr/local/lib/indigo | grep keepalived-metrics"
+        assert lab.exec(host, ["sh", "-c", gone]).stdout == ""
     declare(lab, SETTINGS)
     done = deploy(lab)
     assert done.code == 0, done.told

@@ -35,6 +35,31 @@ CASES: dict[str, tuple[dict[str, str], dict[str, str]]] = {
         {"host": "n1", "mountpoint": "/"},
     ),
     "LoadBalancerDown": ({'up{job="haproxy",host="l1"}': "0"}, {"job": "haproxy", "host": "l1"}),
+    "KeepalivedDown": (
+        {'keepalived_up{job="keepalived",host="l1"}': "0"},
+        {"job": "keepalived", "host": "l1"},
+    ),
+    "VirtualAddressNotHeld": (
+        {
+            'keepalived_vrrp_state{host="l1",ip_address="10.0.0.9"}': "3",
+            'keepalived_vrrp_state{host="l2",ip_address="10.0.0.9"}': "1",
+        },
+        {},
+    ),
+    "VirtualAddressHeldTwice": (
+        {
+            'keepalived_vrrp_state{host="l1",ip_address="10.0.0.9"}': "2",
+            'keepalived_vrrp_state{host="l2",ip_address="10.0.0.9"}': "2",
+        },
+        {},
+    ),
+    "VirtualAddressMovesOften": (
+        {
+            'keepalived_become_master_total{host="l1"}': "0+0.1",
+            'keepalived_become_master_total{host="l2"}': "0+0.1",
+        },
+        {},
+    ),
     "VirtualAddressNotHeldOnce": ({"indigo_vip_holders": "2"}, {}),
     "EtcdMemberDown": ({'up{job="etcd",host="e1"}': "0"}, {"job": "etcd", "host": "e1"}),
     "EtcdMemberUnhealthy": ({'indigo_etcd_member_healthy{member="e1"}': "0"}, {"member": "e1"}),
@@ -96,6 +121,12 @@ WELL = {
     'node_filesystem_avail_bytes{host="n1",mountpoint="/"}': "11",
     'node_filesystem_size_bytes{host="n1",mountpoint="/"}': "100",
     "indigo_vip_holders": "1",
+    'keepalived_up{job="keepalived",host="l1"}': "1",
+    'keepalived_up{job="keepalived",host="l2"}': "1",
+    'keepalived_vrrp_state{host="l1",ip_address="10.0.0.9"}': "2",
+    'keepalived_vrrp_state{host="l2",ip_address="10.0.0.9"}': "1",
+    'keepalived_become_master_total{host="l1"}': "0+0.1",
+    'keepalived_become_master_total{host="l2"}': "0+0.05",
     'indigo_etcd_member_healthy{member="e1"}': "1",
     'etcd_server_has_leader{host="e1"}': "1",
     'etcd_mvcc_db_total_size_in_bytes{host="e1"}': "79",
@@ -195,6 +226,23 @@ def test_none_fires_before_its_time(promtool, tmp_path):
     # What lasts is counted from the first look.
     early = [fires(name, 0, False) for name in CASES if name != "StatusNotAsked"]
     assert judged(promtool, tmp_path, early) == ""
+
+
+def test_where_no_keepalived_answers_nobody_holds_the_address(promtool, tmp_path):
+    case = fires("VirtualAddressNotHeld")
+    down = {f'keepalived_up{{job="keepalived",host="l{i}"}}': "0" for i in (1, 2)}
+    case["input_series"] = lasting(down)
+    assert judged(promtool, tmp_path, [case]) == ""
+    # One of two that lost the address to the other.
+    case = fires("VirtualAddressNotHeld", expected=False)
+    case["input_series"] = lasting(
+        {
+            'keepalived_up{job="keepalived",host="l1"}': "0",
+            'keepalived_up{job="keepalived",host="l2"}': "1",
+            'keepalived_vrrp_state{host="l2"}': "2",
+        }
+    )
+    assert judged(promtool, tmp_path, [case]) == ""
 
 
 def test_the_judge_can_say_no(promtool, tmp_path):

@@ -51,6 +51,7 @@ def test_every_host_is_scraped_at_what_its_roles_run():
         "kube-scheduler": ["m1"],
         "etcd": ["etcd1"],
         "haproxy": ["lb1"],
+        "keepalived": ["lb1"],
         "kubelet": ["n1", "n2"],
         "cadvisor": ["n1", "n2"],
         "node-exporter": ["n1", "n2"],
@@ -58,6 +59,7 @@ def test_every_host_is_scraped_at_what_its_roles_run():
     files = {name: json.loads(text) for name, text in found["targets"].items()}
     assert files["etcd.json"] == [{"targets": ["10.0.0.2:2381"], "labels": {"host": "etcd1"}}]
     assert files["haproxy.json"][0]["targets"] == ["10.0.0.1:8405"]
+    assert files["keepalived.json"] == [{"targets": ["10.0.0.1:9165"], "labels": {"host": "lb1"}}]
     assert [one["targets"] for one in files["kubelet.json"]] == [
         ["10.0.1.1:10250"],
         ["10.0.1.2:10250"],
@@ -109,8 +111,9 @@ def test_metrics_are_only_served_where_somebody_asks_for_them():
         found = cluster(monitored)
         flags = etcd.flags(found, found.hosts["etcd1"])
         assert ("listen-metrics-urls" in flags) is monitored
-        haproxy = lb.view(found, found.hosts["lb1"])["components"]["haproxy"]
-        assert haproxy["metrics"] == (["10.0.0.1:8405"] if monitored else [])
+        components = lb.view(found, found.hosts["lb1"])["components"]
+        for name, port in (("haproxy", 8405), ("keepalived", 9165)):
+            assert components[name]["metrics"] == ([f"10.0.0.1:{port}"] if monitored else [])
 
 
 @pytest.mark.parametrize(
