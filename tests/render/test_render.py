@@ -201,8 +201,10 @@ def unit(text: str) -> dict[str, list[tuple[str, str]]]:
             current.append((match.group(1), match.group(2)))
         else:
             raise ValueError(f"{line!r} is no assignment")
-    if not {"Unit", "Service"} <= set(sections) and not {"Unit", "Timer"} <= set(sections):
+    if not any({"Unit", kind} <= set(sections) for kind in ("Service", "Timer", "Socket")):
         raise ValueError(f"sections are {sorted(sections)}")
+    if "Socket" in sections and "ListenStream" not in dict(sections["Socket"]):
+        raise ValueError("no ListenStream")
     starts = [value for key, value in sections.get("Service", ()) if key == "ExecStart"]
     if "Service" in sections and not starts:
         raise ValueError("no ExecStart")
@@ -302,7 +304,9 @@ def test_systemd_knows_every_line_of_the_units(network: str, tmp_path: Path) -> 
     subject.use(pillar("single", "all1", LATEST, network, "nftables"))
     units = []
     for chunk in subject.compile(["common", *ALL]).chunks:
-        if chunk["state"] == "file" and str(chunk["name"]).endswith((".service", ".timer")):
+        if chunk["state"] == "file" and str(chunk["name"]).endswith(
+            (".service", ".timer", ".socket")
+        ):
             units.append(tmp_path / Path(chunk["name"]).name)
             units[-1].write_text(subject.content(chunk) or "")
     assert len(units) > 8
