@@ -350,6 +350,25 @@ def test_the_inverse_removes_what_the_role_brings(role: str, network: str, firew
     none_of(faults)
 
 
+@pytest.mark.parametrize("monitored", [True, False])
+def test_what_serves_keepalived_comes_and_goes_whole_with_prometheus(monitored: bool) -> None:
+    data = json.loads(json.dumps(pillar("ha", "lb1")))
+    if not monitored:
+        data["indigo"]["components"]["keepalived"]["metrics"] = []
+    subject = minion("debian12")
+    subject.use(data)
+    compiled = subject.compile(["lb"])
+    none_of(compiled.errors)
+    found = {
+        (chunk["fun"], Path(chunk["name"]).name)
+        for chunk in compiled.chunks
+        if "keepalived-metrics" in str(chunk["name"])
+    }
+    files = ("keepalived-metrics", "keepalived-metrics.socket", "keepalived-metrics@.service")
+    unit_, file_ = ("running", "managed") if monitored else ("stopped", "absent")
+    assert found == {(unit_, "keepalived-metrics.socket"), *((file_, name) for name in files)}
+
+
 #: Folders of the system that other software may use too.
 SHARED_FOLDERS = {"/usr/local/bin"}
 
@@ -507,6 +526,7 @@ def test_faults_of_states_are_found(tmp_path: Path) -> None:
         ("a.service", "[Unit]\n[Service]\nExecStart=true\n"),
         ("a.service", "[Unit]\n[Service]\nExecStart=/bin/true\n  --flag\n"),
         ("a.service", "[Unit]\n[Service]\nExecStart=/bin/true\nType=exec\nType=exec\n"),
+        ("a.socket", "[Unit]\n[Socket]\nAccept=yes\n"),
         ("/etc/sysctl.d/a.conf", "net.ipv4.ip_forward\n"),
         ("/etc/keepalived/keepalived.conf", "vrrp_instance a {\n"),
     ],

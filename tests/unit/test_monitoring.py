@@ -147,6 +147,12 @@ def test_the_firewall_lets_prometheus_reach_what_it_must():
     assert checked == 10
 
 
+def test_a_port_of_keepalived_is_in_the_hands_of_systemd_or_taken():
+    found = cluster()
+    (row,) = [one for one in ports.view(found, found.hosts["lb1"])["ports"] if one["port"] == 9165]
+    assert (row["program"], row["address"]) == ("/usr/lib/systemd/systemd", "10.0.0.1")
+
+
 def test_without_it_the_ports_are_as_they_were():
     rows = [
         row
