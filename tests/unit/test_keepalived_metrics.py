@@ -246,6 +246,16 @@ def test_keepalived_is_asked_again_only_when_something_may_have_changed(balancer
     assert balancer.signals() == 4
 
 
+def test_one_that_cannot_have_the_address_is_asked_each_time(balancer):
+    """It starts so, and is well a moment later."""
+    for state in ("FAULT", "INIT", "BACKUP"):
+        balancer.states(state)
+        balancer.ask()
+    assert balancer.signals() == 3
+    balancer.ask()
+    assert balancer.signals() == 3
+
+
 def test_many_who_ask_at_once_get_the_same_answer_of_one_question(balancer):
     found = [answered(asked) for asked in [balancer.begin() for _ in range(6)]]
     assert len(set(found)) == 1 and values(found[0][1])["keepalived_up"] == 1
