@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import netaddr
 
-from . import alerting, disks
+from . import accounting, alerting, disks
 from .cluster import API_PORT, Cluster, Host
 from .etcd import metrics_url
 from .lb import METRICS_PORT as HAPROXY_PORT
@@ -67,7 +67,8 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         must reach.
     """
     config = json.dumps(configuration(cluster, given), indent=1)
-    rules = json.dumps(alerting.rules(cluster), indent=1)
+    groups = alerting.rules(cluster)["groups"] + accounting.rules(cluster)
+    rules = json.dumps({"groups": groups}, indent=1)
     claims, volumes = disks.storage(given)
     listed = targets(cluster) | others(given)
     return {
@@ -249,6 +250,7 @@ def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         for job, file in _FILES.items()
         if job != "others" or given["targets"]
     ]
+    jobs += accounting.scraped(cluster)
     if given["pods"]:
         jobs.append(_pods())
     interval = f"{given['interval']}s"
