@@ -10,6 +10,7 @@ Source: kubernetes.io "Server-Side Apply"; kubectl's ``diff`` and ``apply`` with
 from __future__ import annotations
 
 import base64
+import calendar
 import http.client
 import io
 import json
@@ -1140,6 +1141,78 @@ def _status(url: str, headers: Mapping[str, str]) -> int:
         raise CommandExecutionError(f"{url} does not answer: {err}") from err
 
 
+def unfinished(jobs: Iterable[Mapping[str, Any]]) -> str:
+    """Why the last run of a CronJob that came to its end failed; empty when it did not.
+
+    Example:
+        >>> unfinished([{"metadata": {"name": "x", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        ...     "status": {"conditions": [{"type": "Failed", "status": "True",
+        ...                                "reason": "BackoffLimitExceeded"}]}}])
+        'job x: BackoffLimitExceeded'
+    """
+    ended = []
+    for job in jobs:
+        for one in (job.get("status") or {}).get("conditions") or ():
+            if one["type"] in ("Complete", "Failed") and one["status"] == "True":
+                ended.append((job["metadata"]["creationTimestamp"], job["metadata"]["name"], one))
+    if not ended:
+        return ""
+    _, name, last = max(ended, key=lambda one: one[:2])
+    return _joined(f"job {name}", last) if last["type"] == "Failed" else ""
+
+
+def settled(pods: Iterable[Mapping[str, Any]], now: float) -> bool:
+    """Whether any of some pods was on a node already :data:`SCRAPED` seconds ago.
+
+    >>> settled([{"status": {"startTime": "1970-01-01T00:00:00Z"}}, {"status": {}}], 1000)
+    True
+    """
+    started = [(one.get("status") or {}).get("startTime") for one in pods]
+    return any(
+        now - calendar.timegm(time.strptime(one, "%Y-%m-%dT%H:%M:%SZ")) > SCRAPED
+        for one in started
+        if one
+    )
+
+
+#: Seconds in which Prometheus is to know of a pod: the longest interval is 300.
+SCRAPED = 330
+
+
+def _accounted(settings: Mapping[str, Any]) -> str:
+    """Prometheus hears of the pods that are counted, and each last run came to a good end."""
+    addresses = _addresses("monitoring", "prometheus", "web")
+    if not addresses:
+        return "the service prometheus leads to no pod"
+    known: dict[str, set[str]] = {}
+    for address in addresses:
+        base = f"http://{address}:9090/api/v1/query"
+        up = _asked(f"{base}?query={urllib.parse.quote(settings['up'])}")["result"]
+        if not up or up[0]["value"][1] != "1":
+            return f"{address} does not reach kube-state-metrics at {settings['address']}"
+        started = urllib.parse.quote("count by (namespace) (kube_pod_start_time)")
+        found = _asked(f"{base}?query={started}", timeout=10)["result"]
+        known[address] = {one["metric"].get("namespace", "") for one in found}
+    for namespace in settings["namespaces"]:
+        path = f"/api/v1/namespaces/{namespace}/pods?limit=50"
+        pods = __salt__["indigo_kube.get"](path, server=_server())["items"]
+        silent = [address for address, names in known.items() if namespace not in names]
+        if silent and settled(pods, time.time()):
+            return f"{silent[0]} has heard of no pod of {namespace}, which has some"
+        label = urllib.parse.quote(f"indigo/accounted={namespace}")
+        path = f"/apis/batch/v1/namespaces/accounting/jobs?labelSelector={label}"
+        jobs = __salt__["indigo_kube.get"](path, server=_server())["items"]
+        why = unfinished(jobs)
+        if why:
+            return f"the last run for {namespace} failed: {why}"
+        if any((one.get("status") or {}).get("active") for one in jobs):
+            path = f"/api/v1/namespaces/accounting/pods?labelSelector={label}"
+            why = reason(__salt__["indigo_kube.get"](path, server=_server())["items"])
+            if _NO_IMAGE.search(why):
+                return f"the run for {namespace} waits: {why}"
+    return ""
+
+
 def _answered(base: str, query: str, **more: str) -> list[dict[str, Any]]:
     """The series of InfluxDB's answer to one query.
 
@@ -1243,4 +1316,5 @@ _CHECKS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "openstack": _disks,
     "zabbix": _hosts_heard,
     "im": _infrastructures,
+    "accounting": _accounted,
 }

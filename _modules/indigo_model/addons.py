@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from . import (
+    accounting,
     alerting,
     dashboards,
     images,
@@ -40,6 +41,7 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         openstack.NAME: openstack.DEFAULTS,
         zabbix.NAME: zabbix.DEFAULTS,
         infrastructures.NAME: infrastructures.DEFAULTS,
+        accounting.NAME: accounting.DEFAULTS,
     }
 )
 
@@ -157,4 +159,5 @@ _DERIVED: Mapping[str, Callable[[Cluster, Mapping[str, Any]], dict[str, Any]]] =
     openstack.NAME: openstack.settings,
     zabbix.NAME: zabbix.settings,
     infrastructures.NAME: infrastructures.settings,
+    accounting.NAME: accounting.settings,
 }

@@ -89,7 +89,7 @@ PATHS = MappingProxyType(
 )
 
 #: Services of ours under ``services``: they are kept as add-ons are, and need no ``source``.
-SERVICES = ("zabbix", "im")
+SERVICES = ("zabbix", "im", "accounting")
 
 API_PORT = 6443
 VIP_PORT = 8443

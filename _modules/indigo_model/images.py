@@ -20,6 +20,7 @@ class Image:
     """One image, pinned; ``since`` is the first Kubernetes minor that it is for.
 
     Where ``digest`` is empty we could not learn upstream's: then it is for the site to name one.
+    ``when`` is the setting of the add-on without which it is not run.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Image:
     digest: str
     licence: str
     since: int = versions.FIRST_MINOR
+    when: str = ""
 
     @property
     def reference(self) -> str:
@@ -292,6 +294,25 @@ TABLE: tuple[Image, ...] = (
         "PostgreSQL",
     ),
     Image("im", "im", "ghcr.io/grycap/im", "2.0.0", "", "GPL-3.0"),
+    # Of what Kubernetes has it lists pods alone, which are the same in every release. The digest is
+    # that of public lock files: the promotion file that could be read ends at 2.8.1.
+    Image(
+        "kube-state-metrics",
+        "accounting",
+        "registry.k8s.io/kube-state-metrics/kube-state-metrics",
+        "v2.15.0",
+        "db384bf43222b066c378e77027a675d4cd9911107adba46c2922b3a55e10d6fb",
+        "Apache-2.0",
+    ),
+    Image(
+        "kapel",
+        "accounting",
+        "hub.opensciencegrid.org/iris-hep/kuantifier-processor",
+        "1.0.0",
+        "",
+        "GPL-3.0",
+    ),
+    Image("ssm", "accounting", "ghcr.io/apel/ssm", "4.0.0-1", "", "Apache-2.0", when="publish"),
 )
 
 #: Names that ``images.use`` may have.
@@ -315,14 +336,28 @@ def pinned(name: str, kubernetes: str) -> Image:
     return found[-1]
 
 
-def unpinned(wanted: Iterable[str]) -> list[Image]:
+def run(image: Image, wanted: Mapping[str, Any]) -> bool:
+    """Whether an image is run.
+
+    Args:
+        image: A row of the table.
+        wanted: Add-ons, and what the site set of each.
+    """
+    settings = wanted.get(image.addon) or {}
+    return image.addon in wanted and (not image.when or bool(settings.get(image.when)))
+
+
+def unpinned(wanted: Mapping[str, Any]) -> list[Image]:
     """Of some add-ons the images that only the site can pin, with ``images.use``.
 
-    >>> [one.name for one in unpinned(["coredns", "im"])]
-    ['im']
+    Args:
+        wanted: Their names, and what the site set of each.
+
+    Example:
+        >>> [one.name for one in unpinned({"coredns": {}, "accounting": {"site": "X"}})]
+        ['kapel']
     """
-    addons = set(wanted)
-    return [image for image in TABLE if image.addon in addons and not image.digest]
+    return [image for image in TABLE if run(image, wanted) and not image.digest]
 
 
 def reference(cluster: Cluster, name: str) -> str:
@@ -355,7 +390,7 @@ def needed(cluster: Cluster) -> list[dict[str, Any]]:
     result = []
     for name in NAMES:
         row = pinned(name, cluster.versions["kubernetes"])
-        if row.addon not in cluster.addons:
+        if not run(row, cluster.addons):
             continue
         found = reference(cluster, name)
         result.append(

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import netaddr
 
-from . import alerting, disks
+from . import accounting, alerting, disks
 from .cluster import API_PORT, Cluster, Host
 from .etcd import metrics_url
 from .lb import KEEPALIVED_METRICS_PORT as KEEPALIVED_PORT
@@ -68,7 +68,8 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         must reach.
     """
     config = json.dumps(configuration(cluster, given), indent=1)
-    rules = json.dumps(alerting.rules(cluster), indent=1)
+    groups = alerting.rules(cluster)["groups"] + accounting.rules(cluster)
+    rules = json.dumps({"groups": groups}, indent=1)
     claims, volumes = disks.storage(given)
     listed = targets(cluster) | others(given)
     return {
@@ -252,6 +253,7 @@ def configuration(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         for job, file in _FILES.items()
         if job != "others" or given["targets"]
     ]
+    jobs += accounting.scraped(cluster)
     if given["pods"]:
         jobs.append(_pods())
     interval = f"{given['interval']}s"

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 
 from . import (
+    accounting,
     alerting,
     artifacts,
     dashboards,
@@ -680,7 +681,61 @@ _served_file = _matching(
     "salt://openstack/ca.pem, and put the file there",
 )
 _sha256 = _matching(r"[0-9a-f]{64}", "64 hexadecimal digits", "those that `sha256sum` shows")
+_site = _matching(r"[A-Za-z0-9][\w.-]{0,254}", "a site's name, as GOCDB has it", "EXAMPLE-SITE")
+_vo = _matching(r"[A-Za-z0-9][\w.-]{0,254}", "the name of a VO", "vo.example.org")
+_submit_host = _matching(
+    r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?(:\d{1,5})?",
+    "a host's name, and a port where you want one",
+    "kubernetes.example.org:8443",
+)
+_month = _matching(r"20\d\d-(0[1-9]|1[0-2])", "a year and a month", "2026-09")
+_queue = _matching(r"[\w.-]{1,200}", "a name of APEL's broker", "gLite-APEL")
 _class_name = _matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "a StorageClass's name", "fast")
+
+
+def _accounted(value: Any) -> tuple[str, str] | None:
+    # A CronJob has its name.
+    fault = _name(value)
+    if fault or len(value) <= accounting.LONGEST:
+        return fault
+    return (
+        f"a namespace whose name has at most {accounting.LONGEST} characters",
+        "let the pods run in one with a shorter name",
+    )
+
+
+def _benchmark(value: Any) -> tuple[str, str] | None:
+    if _is_number(value) and 0 < value <= 1000:
+        return None
+    return (
+        "a number above 0 and up to 1000: HS06 or HEPscore of one core",
+        "write it without quotes" if isinstance(value, str) else "measure it, or ask your EGI",
+    )
+
+
+#: Lowest and highest of each field of a time of cron.
+_CRON = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 6))
+
+
+def _schedule(value: Any) -> tuple[str, str] | None:
+    fields = value.split() if isinstance(value, str) else []
+    if len(fields) == len(_CRON) and all(map(_cron_field, fields, _CRON)):
+        return None
+    return (
+        "five fields of cron: minute, hour, day, month and day of the week, in numbers",
+        'write one such as "15 3 * * *", in quotes',
+    )
+
+
+def _cron_field(text: str, bounds: tuple[int, int]) -> bool:
+    for part in text.split(","):
+        found = re.fullmatch(r"(?:\*|(\d{1,2})(?:-(\d{1,2}))?)(?:/([1-9]\d?))?", part)
+        if not found:
+            return False
+        ends = [int(one) for one in found.groups()[:2] if one]
+        if any(not bounds[0] <= one <= bounds[1] for one in ends) or ends != sorted(ends):
+            return False
+    return True
 
 
 def _service_name(value: Any) -> tuple[str, str] | None:
@@ -1930,6 +1985,116 @@ KEYS: tuple[Key, ...] = (
         check=_one_of(infrastructures.OPTIONS),
     ),
     Key(
+        "services.accounting",
+        "mapping",
+        "What pods used, as records for APEL, by KAPEL; it needs `addons.prometheus` and an image "
+        "in `images.use`. See [accounting.md](operations/accounting.md).",
+        default="not installed",
+    ),
+    Key(
+        "services.accounting.site",
+        "name",
+        "The site, as GOCDB names it.",
+        required=True,
+        check=_site,
+    ),
+    Key(
+        "services.accounting.benchmark",
+        "number",
+        "HS06 or HEPscore of one core; KAPEL tells it as `si2k`, 250 times as much.",
+        required=True,
+        check=_benchmark,
+    ),
+    Key(
+        "services.accounting.namespaces",
+        "mapping",
+        "Namespaces whose finished pods are counted, each with its VO.",
+        required=True,
+    ),
+    Key(
+        "services.accounting.namespaces.<namespace>",
+        "name",
+        "The VO of that namespace, which has at most 52 characters.",
+        check=_accounted,
+    ),
+    Key(
+        "services.accounting.submit_host",
+        "name",
+        "What the cluster is called in records; `/` and the namespace follow.",
+        default="the virtual address and its port",
+        check=_submit_host,
+    ),
+    Key(
+        "services.accounting.schedule",
+        "cron",
+        "When it counts, in the time zone of the masters.",
+        default=f"`{accounting.DEFAULTS['schedule']}`",
+        check=_schedule,
+    ),
+    Key(
+        "services.accounting.month",
+        "year and month",
+        "Count this month at each run, such as `2026-09`.",
+        default="the present month and the last one",
+        check=_month,
+    ),
+    Key(
+        "services.accounting.memory",
+        "size",
+        "Memory that a run may take.",
+        default=f"`{accounting.DEFAULTS['memory']}`",
+        check=_size,
+    ),
+    Key(
+        "services.accounting.size",
+        "size",
+        "Room of the records of each namespace.",
+        default=f"`{accounting.DEFAULTS['size']}`",
+        check=_size,
+    ),
+    Key(
+        "services.accounting.storage_class",
+        "StorageClass",
+        "Where they lie until they are sent.",
+        default="with the pod of the run, whose log has them, too",
+        check=_class_name,
+    ),
+    Key(
+        "services.accounting.publish",
+        "mapping",
+        "Send records to APEL by SSM, whose image `images.use` has, too.",
+        default="nothing is sent",
+    ),
+    Key(
+        "services.accounting.publish.secret",
+        "Secret's name",
+        "A Secret of your own in the namespace `accounting` with `tls.crt` and `tls.key`, of the "
+        "DN that GOCDB has for the site's gLite-APEL.",
+        required=True,
+        check=_secret_name,
+    ),
+    Key(
+        "services.accounting.publish.host",
+        "DNS name",
+        "APEL's broker.",
+        default=f"`{accounting.PUBLISH['host']}`",
+        check=_domain,
+    ),
+    Key(
+        "services.accounting.publish.project",
+        "name",
+        "Its project.",
+        default=f"`{accounting.PUBLISH['project']}`",
+        check=_queue,
+    ),
+    Key(
+        "services.accounting.publish.destination",
+        "name",
+        "Its queue.",
+        default=f"`{accounting.PUBLISH['destination']}`",
+        check=_queue,
+    ),
+    Key(
         "services.<name>",
         "mapping",
         "One of them: a DNS label of at most 40 characters.",
@@ -1998,6 +2163,7 @@ _VALUES: Mapping[str, Check] = {
     "images.use.<image>": _text,
     "hosts.<id>.labels.<label>": _label_value,
     "services.im.config.<option>": _option_value,
+    "services.accounting.namespaces.<namespace>": _vo,
 }
 
 
@@ -2469,8 +2635,13 @@ def _cloud_controller(known: _Known, path: str) -> Iterator[str]:
 def _image_relations(known: _Known) -> Iterator[str]:
     given = known.document.get("services")
     pinned = known.at("images.use") or {}
-    wanted = given if isinstance(given, Mapping) else ()
-    for image in images.unpinned(name for name in SERVICES if name in wanted):
+    services = given if isinstance(given, Mapping) else {}
+    wanted = {
+        name: services[name] if isinstance(services[name], Mapping) else {}
+        for name in SERVICES
+        if name in services
+    }
+    for image in images.unpinned(wanted):
         if image.name not in pinned:
             yield _problem(
                 f"images.use.{image.name}",
@@ -2719,6 +2890,48 @@ def _zabbix_relations(known: _Known) -> Iterator[str]:
         )
 
 
+def _accounting_relations(known: _Known) -> Iterator[str]:
+    services = known.document.get("services")
+    if not isinstance(services, Mapping) or accounting.NAME not in services:
+        return
+    given, path = services[accounting.NAME], f"services.{accounting.NAME}"
+    if not isinstance(given, Mapping):
+        return
+    if given.get("namespaces") == {}:
+        yield _problem(
+            f"{path}.namespaces",
+            "an empty mapping",
+            "a namespace whose pods are to be counted, and its VO",
+            "add one such as `batch: vo.example.org`",
+        )
+    addons = known.document.get("addons")
+    if not isinstance(addons, Mapping) or "prometheus" not in addons:
+        yield _problem(
+            path,
+            "no addons.prometheus",
+            "Prometheus, which keeps what ran, and when",
+            "add `prometheus: {}` under addons, or take it out",
+        )
+        return
+    if "publish" not in given:
+        return
+    kept = known.at("addons.prometheus.retention") or monitoring.DEFAULTS["retention"]
+    if int(kept[:-1]) * {"h": 1, "d": 24, "w": 168, "y": 8760}[kept[-1]] < 24 * accounting.REACH:
+        yield _problem(
+            "addons.prometheus.retention",
+            f"{kept}, and {path}.publish",
+            f"at least {accounting.REACH}d: each run counts this month and the last one anew",
+            "set it to 90d, and size with it",
+        )
+    if not known.at("addons.prometheus.storage_class"):
+        yield _problem(
+            "addons.prometheus.storage_class",
+            f"no such key, and {path}.publish",
+            "disks on which data outlive a pod: what is lost is missing in the next record",
+            "name a StorageClass",
+        )
+
+
 _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _host_relations,
     _role_relations,
@@ -2736,6 +2949,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _label_relations,
     _ingress_relations,
     _zabbix_relations,
+    _accounting_relations,
 )
 
 

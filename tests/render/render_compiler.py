@@ -108,7 +108,9 @@ def document(
         "artifacts": {"checksums": sums},
         "images": {
             "archives": [{"source": "https://mirror.example.org/a.tar", "hash": digest}],
-            "use": {"im": f"registry.example.org/im@{digest}"},
+            "use": {
+                name: f"registry.example.org/{name}@{digest}" for name in ("im", "kapel", "ssm")
+            },
         },
         "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
         | {
@@ -123,7 +125,14 @@ def document(
             },
         },
         "services": {"wiki": {"source": "salt://addons/files"}}
-        | {name: {} for name in model.SERVICES},
+        | {name: {} for name in model.SERVICES}
+        | {
+            "accounting": {
+                "site": "EXAMPLE",
+                "benchmark": 15,
+                "namespaces": {"batch": "vo.example.org"},
+            },
+        },
     }
 
 

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
-from indigo_model import addons, cluster, images, infrastructures, validate, zabbix
+from indigo_model import accounting, addons, cluster, images, infrastructures, validate, zabbix
 from salt.exceptions import CommandExecutionError
 from support import load
 
@@ -152,9 +152,11 @@ def test_its_data_lies_on_the_sites_disk():
     assert wanted(storage_class="fast")["claims"][0]["spec"]["storageClassName"] == "fast"
 
 
-def test_the_image_that_nobody_pinned_is_the_only_one():
-    assert [one.name for one in images.unpinned(addons.ADDONS)] == ["im"]
-    assert set(cluster.SERVICES) == {infrastructures.NAME, zabbix.NAME} <= set(addons.ADDONS)
+def test_images_that_nobody_pinned_are_those_of_two_services():
+    every = {name: {} for name in addons.ADDONS} | {"accounting": {"publish": {"secret": "x"}}}
+    assert [one.name for one in images.unpinned(every)] == ["im", "kapel", "ssm"]
+    own = {infrastructures.NAME, zabbix.NAME, accounting.NAME}
+    assert set(cluster.SERVICES) == own <= set(addons.ADDONS)
 
 
 def test_its_disk_goes_after_its_pod_and_before_its_namespace(monkeypatch):

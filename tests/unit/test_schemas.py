@@ -32,12 +32,16 @@ DISKS = {
         "logging",
         "zabbix",
         "im",
+        "accounting",
     )
 }
 
 #: What the add-on `openstack` cannot do without.
 CLOUD = {"auth_url": "https://keystone.example.org:5000/v3", "region": "RegionOne"}
 USER = CLOUD | {"user": "indigo", "project": "5a1b"}
+
+#: Nor the service `accounting`.
+SITE = {"site": "EXAMPLE", "benchmark": 15, "namespaces": {"batch": "vo.example.org"}}
 
 #: All that a site may set and that makes other objects.
 MORE = DISKS | {
@@ -60,6 +64,13 @@ MORE = DISKS | {
     },
     "zabbix": DISKS["zabbix"] | {"host": "zabbix.example.org"},
     "im": DISKS["im"] | {"host": "im.example.org", "secret": "people", "config": {"BOOT_MODE": 1}},
+    "accounting": DISKS["accounting"]
+    | SITE
+    | {
+        "namespaces": {"batch": "vo.example.org", "1": "other.example.org"},
+        "month": "2026-09",
+        "publish": {"secret": "apel"},
+    },
 }
 
 #: Pods that are root, and why.
@@ -86,7 +97,7 @@ def manifests(minor: int, labels: Any = GATE, **wanted: Any) -> dict[str, list[d
     networks = ("10.96.0.0/16", "10.244.0.0/16")
     resolved = versions.resolve({"kubernetes": f"1.{minor}.0"})
     vip = Vip("10.0.0.9", "eth0")
-    every = {name: {} for name in addons.ADDONS} | {"openstack": USER}
+    every = {name: {} for name in addons.ADDONS} | {"openstack": USER, "accounting": SITE}
     found = Cluster("x", hosts, vip, *networks, versions=resolved, addons=every | wanted)
     folder = jinja2.FileSystemLoader(ROOT / "salt" / "addons")
     environment = jinja2.Environment(loader=folder, undefined=jinja2.StrictUndefined)
@@ -123,7 +134,13 @@ def test_every_pod_keeps_to_what_all_addons_promise(minor, wanted):
         ]
         budgets = [one for one in objects if one["kind"] == "PodDisruptionBudget"]
         assert len(budgets) == sum(one["kind"] != "DaemonSet" for one in workloads), name
-        for one in workloads:
+        # What ends by itself has no budget.
+        jobs = [
+            one | {"spec": one["spec"]["jobTemplate"]["spec"]}
+            for one in objects
+            if one["kind"] == "CronJob"
+        ]
+        for one in workloads + jobs:
             pod = one["spec"]["template"]["spec"]
             if one["spec"].get("replicas", 1) > 1:
                 assert pod["topologySpreadConstraints"], name

@@ -45,6 +45,9 @@ ADDONS = (
     "zabbix-web-nginx-pgsql",
     "postgres",
     "im",
+    "kube-state-metrics",
+    "kapel",
+    "ssm",
 )
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 # component -> path on the upstream host, as the tree's artifacts.py asks for it
