@@ -111,6 +111,7 @@ def document(
             "use": {"im": f"registry.example.org/im@{digest}"},
         },
         "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
+        | {"coredns": {"node_cache": kind == "ha"}}
         | {
             "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
             "openstack": {

@@ -81,6 +81,8 @@ def units(indigo: dict) -> dict[str, str]:
         )
     else:
         found["flanneld.service"] = render("network/files/flanneld.service.jinja", indigo)
+    name = "indigo-dns-cache.service"
+    found[name] = render(f"network/files/{name}.jinja", indigo)
     return found
 
 

@@ -41,6 +41,7 @@ USER = CLOUD | {"user": "indigo", "project": "5a1b"}
 
 #: All that a site may set and that makes other objects.
 MORE = DISKS | {
+    "coredns": {"node_cache": True},
     "alertmanager": DISKS["alertmanager"] | {"secret": "mine"},
     "grafana": DISKS["grafana"] | {"host": "grafana.example.org"},
     "headlamp": {"host": "headlamp.example.org"},
@@ -66,6 +67,7 @@ MORE = DISKS | {
 ROOT_PODS = {
     "fluent-bit": "logs of pods are root's alone",
     "cinder-node": "sockets in kubelet's folders are root's",
+    "coredns-cache": "port 53, which not every image's program may take by itself",
 }
 
 #: Containers that are privileged, by pod, and why.

@@ -60,11 +60,11 @@ class Options:
 
 
 def from_environment() -> Options:
-    """The binaries that INDIGO_KUBERNETES, INDIGO_CONTAINERD and INDIGO_ETCD name, if they do.
+    """What INDIGO_KUBERNETES, INDIGO_CONTAINERD, INDIGO_ETCD and INDIGO_IMAGES name, if they do.
 
     The values are those of the options. So whatever starts a lab, tests too, runs with them.
     """
-    names = ("kubernetes", "containerd", "etcd")
+    names = ("kubernetes", "containerd", "etcd", "images")
     return Options(**{name: os.environ.get(f"INDIGO_{name.upper()}") or None for name in names})
 
 
