@@ -111,7 +111,8 @@ def document(
             "use": {"im": f"registry.example.org/im@{digest}"},
         },
         "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
-        | {"coredns": {"node_cache": kind == "ha"}}
+        # Both ways: on one host over routes it is off.
+        | {"coredns": {"node_cache": (kind, network) != ("single", "routes")}}
         | {
             "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
             "openstack": {
