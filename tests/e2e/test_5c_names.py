@@ -94,13 +94,27 @@ def end_pod(lab):
     assert lab.kubectl("delete", "pod", "asks", "--now", timeout=60).returncode == 0
 
 
+#: Reads a page in the pod's network, by a name that the C library asks the pod's servers for. The
+#: image's own busybox is linked without what resolves.
+FETCH = """
+pid=$(pgrep -xf '/bin/sleep 3600')
+mount -t tmpfs none /mnt
+cat /proc/$pid/root/etc/resolv.conf > /mnt/resolv.conf
+mount --bind /mnt/resolv.conf /etc/resolv.conf
+exec nsenter -t "$pid" -n python3 -c '
+import time, urllib.request
+began = time.monotonic()
+page = urllib.request.urlopen("http://web", timeout=20).read().decode()
+print(page, time.monotonic() - began)
+'
+"""
+
+
 def fetch(lab):
-    """Seconds until the pod has the page of a service, whose name the C library resolves."""
-    began = time.monotonic()
-    get = ("wget", "-q", "-T", "20", "-O-", "http://web")
-    done = lab.kubectl("exec", "asks", "--", *get, timeout=60)
+    """Seconds until the pod has the page of a service that it knows by name."""
+    done = lab.exec("host2", ["unshare", "-m", "sh", "-ec", FETCH], timeout=60)
     assert done.returncode == 0 and "web-" in done.stdout, done.stderr
-    return time.monotonic() - began
+    return float(done.stdout.split()[-1])
 
 
 def caches(lab):
@@ -118,6 +132,8 @@ def left(lab):
     for host in NODES:
         text = lab.exec(host, ["cat", "/etc/kubernetes/kubelet.yaml"], check=True).stdout
         found += [f"{host}: kubelet"] if CACHE in text else []
+        limit = lab.exec(host, ["cat", "/proc/sys/net/ipv4/icmp_ratelimit"], check=True).stdout
+        found += [f"{host}: icmp_ratelimit {limit}"] if limit.strip() != "1000" else []
     return found
 
 
@@ -183,7 +199,7 @@ def test_without_its_cache_a_pod_goes_on_to_the_service_at_once(lab):
         name = "kubernetes.default.svc.cluster.local"
         asked = lab.kubectl("exec", "asks", "--", "nslookup", name, CACHE, timeout=60)
         assert asked.returncode != 0, asked.stdout
-        slowest = max(fetch(lab) for _ in range(5))
+        slowest = max(fetch(lab) for _ in range(20))
         assert slowest < 5, slowest
     finally:
         away(None)

@@ -161,6 +161,17 @@ def test_a_master_routes_to_pods_and_refuses_cluster_addresses():
     assert "unreachable" not in both
 
 
+def test_the_caches_unit_takes_back_what_it_sets():
+    text = units(pillar())["indigo-dns-cache.service"]
+    for line in (
+        "ExecStart=/sbin/ip address replace 169.254.20.10/32 dev lo scope host",
+        "ExecStart=/bin/sh -c 'echo 1 > /proc/sys/net/ipv4/icmp_ratelimit'",
+        "ExecStop=-/sbin/ip address del 169.254.20.10/32 dev lo",
+        "ExecStop=-/bin/sh -c 'echo 1000 > /proc/sys/net/ipv4/icmp_ratelimit'",
+    ):
+        assert f"\n{line}\n" in text
+
+
 def test_sysctls_of_a_node():
     text = render("network/files/sysctl.conf.jinja", pillar(), interface="eth0.7")
     settings = [line for line in text.splitlines() if line and not line.startswith("#")]
