@@ -111,6 +111,25 @@ def differences(interface: str, pods: str, services: str, node: bool) -> list[st
     return found
 
 
+def has_address(address: str) -> bool:
+    """Whether an interface of this host carries an IPv4 address.
+
+    Raises:
+        CommandExecutionError: ``ip`` does not say.
+
+    Example:
+        ``salt node1 indigo_network.has_address 169.254.20.10``
+    """
+    command = ["ip", "-4", "-oneline", "address", "show", "to", f"{address}/32"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CommandExecutionError(f"{' '.join(command)} failed: {error}") from error
+    if done.returncode:
+        raise CommandExecutionError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+    return bool(done.stdout.strip())
+
+
 def subnet(config: Mapping[str, Any]) -> str | None:
     """The node's pods, as a CNI configuration that containerd wrote says.
 

@@ -23,6 +23,9 @@ except ImportError:  # the pure functions are of use without Salt
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 
+#: Below it containerd's CRI has what belongs to each pod's sandbox.
+SANDBOXES = Path("/var/lib/containerd")
+
 #: Cgroups that kubelet makes for pods, by its cgroup driver.
 POD_CGROUPS = ("kubepods", "kubepods.slice")
 
@@ -95,6 +98,29 @@ def users(folder: str) -> list[str]:
     return found
 
 
+def naming(server: str) -> list[str]:
+    """Sandboxes of running pods that were told to ask a DNS server.
+
+    kubelet tells it once, when it makes the sandbox; containerd keeps that in a file beside it.
+
+    Args:
+        server: An IPv4 address.
+
+    Example:
+        ``salt node3 indigo_node.naming 169.254.20.10``
+    """
+    found = []
+    for path in SANDBOXES.glob("*/sandboxes/*/resolv.conf"):
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError:  # it went meanwhile
+            continue
+        if ["nameserver", server] in [line.split() for line in lines]:
+            found.append(path.parent.name)
+    # A pod that ended keeps the file until it is deleted, but has no shim.
+    return sorted(set(found) & set(_shims().values())) if found else []
+
+
 def without_rules(saved: str) -> str:
     """Output of ``iptables-save`` without what Kubernetes and its networks put there.
 
@@ -118,14 +144,21 @@ def _pids() -> set[int]:
             own = base / name / "cgroup.procs"
             if own.exists():
                 found.update(int(pid) for pid in own.read_text(encoding="ascii").split())
+    return (found | set(_shims())) - {0, os.getpid()}
+
+
+def _shims() -> dict[int, str]:
+    """Processes that hold pods, and the sandbox of each."""
+    found = {}
     for path in PROC.glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if b"containerd-shim" in words[0] and b"k8s.io" in words:
-            found.add(int(path.parent.name))
-    return found - {0, os.getpid()}
+            place = words.index(b"-id") + 1 if b"-id" in words else len(words)
+            found[int(path.parent.name)] = b"".join(words[place : place + 1]).decode()
+    return found
 
 
 def _run(*command: str, stdin: str | None = None) -> str:

@@ -16,6 +16,10 @@ except ImportError:
 PATIENCE = 60.0
 
 
+#: Where units of ours lie.
+UNITS = "/etc/systemd/system"
+
+
 def __virtual__() -> bool | tuple[bool, str]:
     if "indigo_network.differences" not in __salt__:
         return False, "indigo_network states need the execution module indigo_network"
@@ -64,6 +68,87 @@ def routed(
         comment = f"{unit} ran, and still: {'; '.join(left)}. Look at: journalctl -u {unit} -n 50"
         return {**ret, "result": False, "comment": comment}
     return {**ret, "comment": f"{unit} was run: {'; '.join(found)}"}
+
+
+def addressed(name: str, address: str, unit: str = "indigo-dns-cache") -> dict[str, Any]:
+    """An address that a unit puts on this host is there; the unit is run again if not.
+
+    Args:
+        name: A plain English sentence.
+        address: The IPv4 address.
+        unit: The oneshot unit that puts it there.
+
+    Returns:
+        A state result; ``changes`` has ``restored`` where it had been missing.
+
+    Example:
+        .. code-block:: yaml
+
+            The kernel has the cache's address:
+              indigo_network.addressed:
+                - address: 169.254.20.10
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    test = bool(__opts__.get("test"))
+    try:
+        if __salt__["indigo_network.has_address"](address):
+            return {**ret, "comment": f"{address} is there"}
+        ret["changes"] = {"restored": address}
+        if test:
+            return {**ret, "result": None, "comment": f"Would run {unit}: {address} is missing"}
+        __salt__["indigo_service.restart"](unit)
+        there = __salt__["indigo_network.has_address"](address)
+    except CommandExecutionError as error:
+        return {**ret, "result": False, "changes": {}, "comment": str(error)}
+    if not there:
+        comment = f"{unit} ran, and {address} is still missing: journalctl -u {unit} -n 50"
+        return {**ret, "result": False, "changes": {}, "comment": comment}
+    return {**ret, "comment": f"{unit} was run: {address} was missing"}
+
+
+def unaddressed(name: str, address: str, unit: str = "indigo-dns-cache") -> dict[str, Any]:
+    """A unit that put an address on this host is gone, and the address with it.
+
+    Not while a running pod has the address in its ``resolv.conf``: here it is refused and asks the
+    next server at once, but without the address each of its questions would wait for nobody's
+    answer.
+
+    Args:
+        name: A plain English sentence.
+        address: The IPv4 address.
+        unit: The oneshot unit.
+
+    Returns:
+        A state result; ``changes`` has ``removed``.
+
+    Example:
+        .. code-block:: yaml
+
+            No address of a cache of names is left:
+              indigo_network.unaddressed:
+                - address: 169.254.20.10
+    """
+    ret: dict[str, Any] = {"name": name, "result": True, "changes": {}, "comment": ""}
+    path = os.path.join(UNITS, f"{unit}.service")
+    if not os.path.exists(path):
+        return {**ret, "comment": f"{unit} is not here"}
+    try:
+        told = __salt__["indigo_node.naming"](address)
+        if told:
+            comment = (
+                f"{address} stays for {len(told)} pods that were told of it when they started, and "
+                "goes with a later run: restart them, or leave it"
+            )
+            return {**ret, "comment": comment}
+        ret["changes"] = {"removed": address}
+        if __opts__.get("test"):
+            return {**ret, "result": None, "comment": f"{unit} and {address} would be removed"}
+        __salt__["indigo_service.stop"](unit)
+        os.unlink(path)  # last, so that a run that is killed before goes on here
+        __salt__["indigo_service.daemon_reload"]()
+    except (CommandExecutionError, OSError) as error:
+        return {**ret, "result": False, "changes": {}, "comment": f"{name}: {error}"}
+    return {**ret, "comment": f"{unit} and {address} were removed"}
 
 
 def cni_current(name: str, template: str, unit: str = "kubelet") -> dict[str, Any]:

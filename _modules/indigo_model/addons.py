@@ -24,12 +24,14 @@ from . import (
     versions,
     zabbix,
 )
-from .cluster import Cluster, Host
+from .cluster import DNS_CACHE, Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
 ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "coredns": MappingProxyType({"replicas": None, "upstream": ["/etc/resolv.conf"]}),
+        "coredns": MappingProxyType(
+            {"replicas": None, "upstream": ["/etc/resolv.conf"], "node_cache": False}
+        ),
         "metrics-server": MappingProxyType({"replicas": None}),
         "prometheus": monitoring.DEFAULTS,
         "influxdb": monitoring.INFLUXDB,
@@ -44,6 +46,10 @@ ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         accounting.NAME: accounting.DEFAULTS,
     }
 )
+
+#: Ports of a node's cache of names, beside 53: its health at its own address, its metrics at the
+#: host's.
+CACHE_HEALTH_PORT, CACHE_METRICS_PORT = 9254, 9253
 
 #: A replica of CoreDNS for so many nodes, and at least two.
 NODES_A_REPLICA = 16
@@ -133,7 +139,15 @@ def _settings(cluster: Cluster, name: str, given: Mapping[str, Any]) -> dict[str
 def _coredns(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:
     nodes = len(cluster.with_role("node"))
     least = min(max(nodes, 1), max(2, -(-nodes // NODES_A_REPLICA)))
-    return {"replicas": settings["replicas"] or least}
+    cache = {
+        "address": DNS_CACHE,
+        "health": CACHE_HEALTH_PORT,
+        "metrics": CACHE_METRICS_PORT if cluster.monitored else None,
+    }
+    return {
+        "replicas": settings["replicas"] or least,
+        "cache": cache if cluster.cached else None,
+    }
 
 
 def _metrics_server(cluster: Cluster, settings: Mapping[str, Any]) -> dict[str, Any]:

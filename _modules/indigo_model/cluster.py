@@ -91,6 +91,9 @@ PATHS = MappingProxyType(
 #: Services of ours under ``services``: they are kept as add-ons are, and need no ``source``.
 SERVICES = ("zabbix", "im", "accounting")
 
+#: Where each node's cache of names listens: link-local, so that it is every node's own.
+DNS_CACHE = "169.254.20.10"
+
 API_PORT = 6443
 VIP_PORT = 8443
 
@@ -185,6 +188,11 @@ class Cluster:
     def dns_service(self) -> str:
         """Address of the cluster's DNS service: the tenth of the service network."""
         return str(netaddr.IPNetwork(self.services)[10])
+
+    @property
+    def cached(self) -> bool:
+        """Whether each node has a cache of names, at :data:`DNS_CACHE`."""
+        return bool((self.addons.get("coredns") or {}).get("node_cache"))
 
     @property
     def patience(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from . import images, versions
-from .cluster import PATHS, Cluster, Host
+from .cluster import DNS_CACHE, PATHS, Cluster, Host
 from .master import arguments
 
 SOCKET = "unix:///run/containerd/containerd.sock"
@@ -283,7 +283,8 @@ def kubelet(cluster: Cluster, host: Host) -> dict[str, Any]:
         "tlsPrivateKeyFile": f"{pki}/kubelet.key",
         "tlsMinVersion": "VersionTLS12",
         "rotateCertificates": False,
-        "clusterDNS": [cluster.dns_service],
+        # Where the cache is down its port refuses, and resolvers go on to the service at once.
+        "clusterDNS": [*([DNS_CACHE] if cluster.cached else []), cluster.dns_service],
         "clusterDomain": cluster.domain,
         "cgroupDriver": "systemd",
         "nodeStatusUpdateFrequency": f"{cluster.timers['node_status']:g}s",
@@ -363,7 +364,8 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
 
     Returns:
         ``{"kind", "node", "interface", ...}``; ``interface`` is None where the host is to look
-        for the one that carries its address. On a node also, with ``routes``, ``cni``: the
+        for the one that carries its address. On a node also ``cache`` (whether it has one of
+        names, and the address of that); with ``routes``, ``cni``: the
         template of the CNI configuration that containerd fills in; with ``flannel``
         ``net_conf``, ``cni``, ``plugins`` (folder of ``links``), ``flags``, ``arguments``.
     """
@@ -374,6 +376,7 @@ def network(cluster: Cluster, host: Host) -> dict[str, Any]:
     }
     if "node" not in host.roles:
         return result
+    result["cache"] = {"wanted": cluster.cached, "address": DNS_CACHE}
     if cluster.network == "routes":
         return {**result, "cni": _bridge()}
     base, pinned = PATHS["artifacts"], cluster.versions

@@ -18,7 +18,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import ingress, zabbix
-from .cluster import API_PORT, PATHS, ROLES, Cluster, Host
+from .addons import CACHE_HEALTH_PORT, CACHE_METRICS_PORT
+from .cluster import API_PORT, DNS_CACHE, PATHS, ROLES, Cluster, Host
 from .etcd import CLIENT_PORT, PEER_PORT
 from .etcd import METRICS_PORT as ETCD_METRICS_PORT
 from .lb import KEEPALIVED_METRICS_PORT
@@ -35,6 +36,8 @@ NODE_PORTS = "30000-32767"
 
 #: Where a program listens.
 OWN, VIRTUAL, LOOPBACK, EVERY = "its address", "the virtual address", "loopback", "every address"
+#: Of the cache of names: no other address of the host is meant.
+CACHE = "the cache's address"
 _EVERY = "0.0.0.0"  # noqa: S104 - named, not bound
 
 #: Who may come, beside the hosts of a role.
@@ -220,6 +223,8 @@ def _node(cluster: Cluster) -> Iterator[Port]:
         )  # fmt: skip
     if ingress.given(cluster) is not None:
         yield from _gate(cluster)
+    if cluster.cached:
+        yield from _cache(cluster)
     proxy = cluster.override("kube-proxy", "config")
     for key, default, why in (
         ("metricsBindAddress", "127.0.0.1:10249", "metrics, for the host itself"),
@@ -256,6 +261,20 @@ def _gate(cluster: Cluster) -> Iterator[Port]:
         yield Port(
             "node", "traefik", "tcp", str(port), at, sources, why, where, always=False, hosts=hosts
         )
+
+
+def _cache(cluster: Cluster) -> Iterator[Port]:
+    """The node's cache of names: a pod with the host's network."""
+    where, why = "addons.coredns.node_cache", "names, for the pods of this host"
+    for protocol in ("udp", "tcp"):
+        yield Port(
+            "node", "coredns", protocol, "53", CACHE, (PODS,), why, where, always=False
+        )  # fmt: skip
+    port, why = str(CACHE_HEALTH_PORT), "health, for the host itself"
+    yield Port("node", "coredns", "tcp", port, CACHE, (), why, where, always=False)
+    if cluster.monitored:
+        port, why = str(CACHE_METRICS_PORT), "metrics, for Prometheus"
+        yield Port("node", "coredns", "tcp", port, OWN, _PROMETHEUS, why, where, always=False)
 
 
 _ROWS = {"ca": lambda _: iter(()), "lb": _lb, "etcd": _etcd, "master": _master, "node": _node}
@@ -324,7 +343,12 @@ def address(cluster: Cluster, host: Host, row: Port) -> str:
     >>> address(c, Host("l", "10.0.0.1", ("lb",)), table(c, "lb")[0])
     '10.0.0.9'
     """
-    fixed = {LOOPBACK: "127.0.0.1", EVERY: _EVERY, VIRTUAL: cluster.vip.address}
+    fixed = {
+        LOOPBACK: "127.0.0.1",
+        EVERY: _EVERY,
+        VIRTUAL: cluster.vip.address,
+        CACHE: DNS_CACHE,
+    }
     return fixed.get(row.at, host.address)
 
 
@@ -375,7 +399,8 @@ def view(cluster: Cluster, host: Host) -> dict[str, Any]:
         ``{"ports": [{"service", "program", "protocol", "port", "address"}], "firewall":
         {"kind", ...}}``. ``ports`` are those that preflight must find free or in the hands of
         ``program`` (a path, or a folder with a slash at its end). ``firewall`` has ``guards`` (rows
-        with ``sources``) and ``open`` (rows for anyone) where there is one.
+        with ``sources``; with an ``address`` where the same port of others is not meant) and
+        ``open`` (rows for anyone) where there is one.
 
     Example:
         >>> from .cluster import Vip
@@ -415,13 +440,17 @@ def _program(service: str) -> str:
 
 def _firewall(cluster: Cluster, host: Host, rows: list[Port]) -> dict[str, Any]:
     """Rows of the firewall: one for each protocol and port, however many programs share it."""
-    guards: dict[tuple[str, str], dict[str, Any]] = {}
-    opened: dict[tuple[str, str], dict[str, Any]] = {}
+    guards: dict[tuple[str, ...], dict[str, Any]] = {}
+    opened: dict[tuple[str, ...], dict[str, Any]] = {}
     for row in rows:
         if row.port == ANY:
             continue
-        key, found = (row.protocol, row.port), sources(cluster, host, row)
+        key: tuple[str, ...] = (row.protocol, row.port)
+        found = sources(cluster, host, row)
         entry = {"service": row.service, "protocol": row.protocol, "port": row.port}
+        if row.at == CACHE:  # a name server of the site's may have the port of the host's own
+            entry["address"] = DNS_CACHE
+            key = (*key, DNS_CACHE)
         if found is None:
             opened.setdefault(key, entry)
         elif key in guards:

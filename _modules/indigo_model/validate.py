@@ -1376,6 +1376,14 @@ KEYS: tuple[Key, ...] = (
         check=_upstream,
     ),
     Key(
+        "addons.coredns.node_cache",
+        "true or false",
+        "Whether each node has a cache of names of its own, which its pods ask first. See "
+        "[network.md](operations/network.md).",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
         "addons.metrics-server",
         "mapping",
         "The use of processor and memory, for `kubectl top` and autoscalers; `{}` is enough.",
@@ -2565,6 +2573,20 @@ def _addon_relations(known: _Known) -> Iterator[str]:
             )
 
 
+def _names_relations(known: _Known) -> Iterator[str]:
+    value: Any = known.document
+    for part in ("overrides", "kubelet", "config"):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    given = isinstance(value, Mapping) and "clusterDNS" in value
+    if given and known.at("addons.coredns.node_cache"):
+        yield _problem(
+            "overrides.kubelet.config.clusterDNS",
+            "it beside addons.coredns.node_cache: true",
+            "one of the two, for with it pods do not ask their node's cache",
+            "delete it, or set node_cache to false",
+        )
+
+
 def _openstack_relations(known: _Known) -> Iterator[str]:
     addons = known.document.get("addons")
     given = addons.get(openstack.NAME) if isinstance(addons, Mapping) else None
@@ -2939,6 +2961,7 @@ _RELATIONS: tuple[Callable[[_Known], Iterator[str]], ...] = (
     _network_relations,
     _firewall_relations,
     _addon_relations,
+    _names_relations,
     _openstack_relations,
     _image_relations,
     _version_relations,

@@ -1,4 +1,4 @@
-{% for name in ['flanneld', 'indigo-routes'] %}
+{% for name in ['flanneld', 'indigo-routes', 'indigo-dns-cache'] %}
 {{ name }} is stopped:
   indigo_service.stopped:
     - name: {{ name }}

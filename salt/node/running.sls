@@ -12,6 +12,15 @@ kubelet serves:
     - require:
       - indigo_service: kubelet runs with its configuration
 
+{% if not indigo.network.cache.wanted %}
+# From now on no new pod is told of a cache of names; those of before are, to their end.
+No address of a cache of names is left:
+  indigo_network.unaddressed:
+    - address: {{ indigo.network.cache.address }}
+    - require:
+      - indigo_health: kubelet serves
+{% endif %}
+
 The node has its labels:
   indigo_object.labelled:
     - name: {{ indigo.name }}

@@ -6,7 +6,8 @@ look at them before anything is deployed, ``test_2_*`` deploy, what follows work
 
 ``INDIGO_KEEP_LAB=1`` takes a running lab of the right profile as it is, and leaves it running.
 ``INDIGO_KUBERNETES``, ``INDIGO_CONTAINERD`` and ``INDIGO_ETCD`` bring other binaries than the
-lab's own, as the options of ``lab up`` do (docs/operations/lab.md).
+lab's own, and ``INDIGO_IMAGES`` more images, as the options of ``lab up`` do
+(docs/operations/lab.md).
 """
 
 from __future__ import annotations

@@ -414,6 +414,7 @@ EXPOSURE: Mapping[str, tuple[float, str]] = {
     "haproxy": (2.0, "own account"),
     "zabbix-agent": (3.6, "no capability, own account; it reads what other accounts run"),
     "kube-proxy": (4.7, "root with the capabilities of a packet filter"),
+    "indigo-dns-cache": (5.8, "runs ip once at boot, with the capability for that"),
     "keepalived": (6.9, "root: it sets addresses, and runs the check of haproxy"),
     "flanneld": (6.8, "root with the capabilities of network links, one of the kernel's modules"),
     "indigo-firewall": (9.5, "runs nft once at boot, before anything listens"),

@@ -113,6 +113,8 @@ def document(
             },
         },
         "addons": {name: {} for name in addons.ADDONS if name not in model.SERVICES}
+        # Both ways: on one host over routes it is off.
+        | {"coredns": {"node_cache": (kind, network) != ("single", "routes")}}
         | {
             "ingress": {"tcp": [{"port": 5432, "node_port": 30432}]},
             "openstack": {

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pytest
 import yaml
 from indigo_model import addons, images, versions
@@ -386,6 +387,55 @@ def test_only_removes_what_an_inventory_names_and_nobody_declares(run, tmp_path,
     assert (ret["result"], done) == ((None, []) if test else (True, ["remove y"]))
     assert (tmp_path / "y.yaml").exists() is test
     assert (tmp_path / "x.yaml").exists()
+
+
+# --- the cache of names on nodes ---------------------------------------------------------------
+
+
+def test_a_cache_is_there_only_where_it_is_wanted():
+    assert addons.wanted(cluster(coredns={}))["coredns"]["cache"] is None
+    found = addons.wanted(cluster(coredns={"node_cache": True}))["coredns"]["cache"]
+    assert found == {"address": "169.254.20.10", "health": 9254, "metrics": None}
+    found = addons.wanted(cluster(coredns={"node_cache": True}, prometheus={}))["coredns"]["cache"]
+    assert found["metrics"] == 9253
+
+
+def corefile(**given: Any) -> list[str]:
+    """What the cache is told, without what indents it."""
+    folder = jinja2.FileSystemLoader(ROOT / "salt" / "addons")
+    environment = jinja2.Environment(loader=folder, undefined=jinja2.StrictUndefined)
+    text = environment.get_template("coredns/manifests.yaml.jinja").render(
+        addon=addons.wanted(cluster(**given))["coredns"],
+        networks={"dns": "10.96.0.10"},
+        domain="x.y",
+    )
+    (found,) = [
+        one["data"]["Corefile"]
+        for one in yaml.safe_load_all(text)
+        if (one["kind"], one["metadata"]["name"]) == ("ConfigMap", "coredns-cache")
+    ]
+    return [line.strip() for line in found.splitlines()]
+
+
+def test_the_cache_asks_coredns_over_tcp_and_upstream_for_the_rest():
+    lines = corefile(coredns={"node_cache": True, "upstream": ["10.0.0.2", "10.0.0.3"]})
+    second = lines.index(".:53 {")
+    first, rest = lines[:second], lines[second:]
+    assert first[0] == "x.y:53 in-addr.arpa:53 ip6.arpa:53 {"
+    assert "forward . 10.96.0.10 {" in first and "force_tcp" in first
+    assert "forward . 10.0.0.2 10.0.0.3 {" in rest and "force_tcp" not in rest
+    assert [part.count("bind 169.254.20.10") for part in (first, rest)] == [1, 1]
+    assert [line for line in lines if line.startswith("health")] == ["health 169.254.20.10:9254"]
+    assert not [line for line in lines if line.startswith("prometheus")]
+
+
+def test_a_cache_without_upstream_knows_the_cluster_alone():
+    lines = corefile(coredns={"node_cache": True, "upstream": []}, prometheus={})
+    assert [line for line in lines if line.endswith(":53 {")] == [
+        "x.y:53 in-addr.arpa:53 ip6.arpa:53 {"
+    ]
+    assert "loop" not in lines
+    assert lines.count("prometheus {$ADDRESS}:9253") == 1
 
 
 # --- the check of CoreDNS ------------------------------------------------------------------------

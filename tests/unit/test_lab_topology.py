@@ -75,7 +75,8 @@ def test_binaries_come_from_where_the_environment_says_unless_an_option_does(mon
     monkeypatch.setenv("INDIGO_ETCD", "debian:trixie")
     monkeypatch.setenv("INDIGO_KUBERNETES", "")
     monkeypatch.delenv("INDIGO_CONTAINERD", raising=False)
-    assert from_environment() == Options(etcd="debian:trixie")
+    monkeypatch.setenv("INDIGO_IMAGES", "/images")
+    assert from_environment() == Options(etcd="debian:trixie", images="/images")
     assert Options(etcd="/b").over(from_environment()).etcd == "/b"
 
 

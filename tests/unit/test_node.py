@@ -159,6 +159,22 @@ def test_kubelet_names_itself_as_the_cluster_does():
 
 
 @pytest.mark.parametrize(
+    ("given", "servers"),
+    [
+        ({}, ["10.96.0.10"]),
+        ({"coredns": None}, ["10.96.0.10"]),
+        ({"coredns": {"node_cache": False}}, ["10.96.0.10"]),
+        ({"coredns": {"node_cache": True}}, ["169.254.20.10", "10.96.0.10"]),
+    ],
+)
+def test_pods_ask_their_nodes_cache_first_where_there_is_one(given, servers):
+    found = cluster(addons=given)
+    assert node.kubelet(found, found.hosts["Node1"])["config"]["clusterDNS"] == servers
+    cache = node.network(found, found.hosts["Node1"])["cache"]
+    assert cache == {"wanted": len(servers) == 2, "address": "169.254.20.10"}
+
+
+@pytest.mark.parametrize(
     ("kubernetes", "by_flag", "remote", "pause", "graceful"),
     [
         ("1.20.2", True, True, True, False),

@@ -101,6 +101,27 @@ def test_shims_count_and_other_processes_do_not(host):
     assert module._pids() == {701}
 
 
+def test_pods_that_run_and_name_a_server_are_found(host, tmp_path):
+    module, _ = host
+    module.SANDBOXES = tmp_path / "containerd"
+    for sandbox, text in (
+        ("a1", "search x\nnameserver 169.254.20.10\nnameserver 10.96.0.10\n"),
+        ("b2", "nameserver 10.96.0.10\n"),
+        ("c3", "nameserver 169.254.20.10\n"),  # it ended
+        ("d4", "nameserver 169.254.20.101\n"),
+    ):
+        folder = module.SANDBOXES / "io.containerd.grpc.v1.cri/sandboxes" / sandbox
+        folder.mkdir(parents=True)
+        (folder / "resolv.conf").write_text(text)
+    for pid, sandbox in ((701, "a1"), (702, "b2"), (703, "d4")):
+        words = ["/opt/x/containerd-shim-runc-v2", "-namespace", "k8s.io", "-id", sandbox, ""]
+        (module.PROC / str(pid)).mkdir()
+        (module.PROC / str(pid) / "cmdline").write_bytes("\0".join(words).encode())
+    assert module.naming("169.254.20.10") == ["a1"]
+    assert module.naming("10.96.0.10") == ["a1", "b2"]
+    assert module.naming("10.0.0.1") == []
+
+
 def test_a_process_that_stays_is_an_error(host, monkeypatch):
     module, _ = host
     monkeypatch.setattr(module.os, "kill", lambda pid, number: None)

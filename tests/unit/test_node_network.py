@@ -90,6 +90,93 @@ def test_routes_that_went_away_are_put_back():
     assert "journalctl -u indigo-routes" in result["comment"]
 
 
+def addressed(before: bool, after: bool, test: bool = False):
+    state = load("_states", "indigo_network")
+    answers, restarted = [before, after], []
+    state.__opts__ = {"test": test}
+    state.__salt__ = {
+        "indigo_network.has_address": lambda address: answers.pop(0),
+        "indigo_service.restart": restarted.append,
+    }
+    return state.addressed("x", "169.254.20.10"), restarted
+
+
+def test_an_address_that_went_away_is_put_back():
+    result, restarted = addressed(True, True)
+    assert (result["result"], result["changes"], restarted) == (True, {}, [])
+    result, restarted = addressed(False, True)
+    assert (result["result"], restarted) == (True, ["indigo-dns-cache"])
+    assert result["changes"] == {"restored": "169.254.20.10"}
+    result, restarted = addressed(False, True, test=True)
+    assert (result["result"], restarted) == (None, [])
+    result, _ = addressed(False, False)
+    assert (result["result"], result["changes"]) == (False, {})
+    assert "journalctl -u indigo-dns-cache" in result["comment"]
+
+
+def test_the_kernel_says_which_addresses_are_there():
+    loaded = load("_modules", "indigo_network")
+    assert loaded.has_address("127.0.0.1")
+    assert not loaded.has_address("192.0.2.53")
+    with pytest.raises(CommandExecutionError, match="ip -4"):
+        loaded.has_address("nonsense")
+
+
+@pytest.fixture
+def unaddressed(tmp_path: Path):
+    """The state over a unit's file, told which pods name the address; what it had done."""
+    state = load("_states", "indigo_network")
+    state.UNITS = str(tmp_path)
+    done: list[str] = []
+
+    def run(pods: list[str], test: bool = False):
+        state.__opts__ = {"test": test}
+        state.__salt__ = {
+            "indigo_node.naming": lambda address: pods,
+            "indigo_service.stop": lambda unit: done.append(f"stop {unit}"),
+            "indigo_service.daemon_reload": lambda: done.append("reload"),
+        }
+        return state.unaddressed("x", "169.254.20.10")
+
+    run.unit, run.done, run.state = tmp_path / "indigo-dns-cache.service", done, state
+    return run
+
+
+def test_an_address_goes_with_its_unit_and_a_second_run_changes_nothing(unaddressed):
+    unaddressed.unit.touch()
+    result = unaddressed([], test=True)
+    assert (result["result"], unaddressed.done, unaddressed.unit.exists()) == (None, [], True)
+    result = unaddressed([])
+    assert (result["result"], result["changes"]) == (True, {"removed": "169.254.20.10"})
+    assert unaddressed.done == ["stop indigo-dns-cache", "reload"]
+    assert not unaddressed.unit.exists()
+    result = unaddressed([])
+    assert (result["result"], result["changes"], len(unaddressed.done)) == (True, {}, 2)
+
+
+@pytest.mark.parametrize("test", [True, False])
+def test_an_address_stays_for_pods_that_were_told_of_it(unaddressed, test):
+    unaddressed.unit.touch()
+    result = unaddressed(["a", "b"], test=test)
+    assert (result["result"], result["changes"]) == (True, {})
+    assert "stays for 2 pods" in result["comment"]
+    assert unaddressed.unit.exists() and unaddressed.done == []
+
+
+def test_a_unit_that_does_not_stop_keeps_its_file(unaddressed):
+    unaddressed.unit.touch()
+
+    def refuse(unit: str) -> None:
+        raise unaddressed.state.CommandExecutionError("it does not stop")
+
+    unaddressed([], test=True)
+    unaddressed.state.__opts__["test"] = False
+    unaddressed.state.__salt__["indigo_service.stop"] = refuse
+    result = unaddressed.state.unaddressed("x", "169.254.20.10")
+    assert (result["result"], result["changes"]) == (False, {})
+    assert unaddressed.unit.exists()
+
+
 def test_an_unreadable_kernel_is_an_error():
     with pytest.raises(CommandExecutionError, match="/proc/net/route"):
         module(**{"/proc/net/route": None}).differences(*NETWORKS, node=True)

@@ -81,6 +81,8 @@ def units(indigo: dict) -> dict[str, str]:
         )
     else:
         found["flanneld.service"] = render("network/files/flanneld.service.jinja", indigo)
+    name = "indigo-dns-cache.service"
+    found[name] = render(f"network/files/{name}.jinja", indigo)
     return found
 
 
@@ -157,6 +159,17 @@ def test_a_master_routes_to_pods_and_refuses_cluster_addresses():
     both = units(pillar())["indigo-routes.service"]
     assert "route replace 10.96.0.0/16 dev eth0 src 10.77.0.50" in both
     assert "unreachable" not in both
+
+
+def test_the_caches_unit_takes_back_what_it_sets():
+    text = units(pillar())["indigo-dns-cache.service"]
+    for line in (
+        "ExecStart=/sbin/ip address replace 169.254.20.10/32 dev lo scope host",
+        "ExecStart=/bin/sh -c 'echo 1 > /proc/sys/net/ipv4/icmp_ratelimit'",
+        "ExecStop=-/sbin/ip address del 169.254.20.10/32 dev lo",
+        "ExecStop=-/bin/sh -c 'echo 1000 > /proc/sys/net/ipv4/icmp_ratelimit'",
+    ):
+        assert f"\n{line}\n" in text
 
 
 def test_sysctls_of_a_node():

@@ -134,6 +134,29 @@ def test_what_a_site_overrides_is_in_the_table(component, kind, settings, role, 
     assert expected in [(port, at) for port, at, _ in row(role, component, found)]
 
 
+def test_the_cache_of_names_has_its_own_address_and_no_other_is_judged():
+    found = cluster(firewall="nftables", addons={"coredns": {"node_cache": True}})
+    assert row("node", "coredns", found) == [
+        ("53", ports.CACHE, (ports.PODS,)),
+        ("53", ports.CACHE, (ports.PODS,)),
+        ("9254", ports.CACHE, ()),
+    ]
+    view = ports.view(found, found.hosts["node1"])
+    assert "coredns" not in [one["service"] for one in view["ports"]]
+    own = [one for one in view["firewall"]["guards"] if one["service"] == "coredns"]
+    assert [(one["protocol"], one["port"], one["sources"]) for one in own] == [
+        ("udp", "53", ["10.244.0.0/16"]),
+        ("tcp", "53", ["10.244.0.0/16"]),
+        ("tcp", "9254", []),
+    ]
+    assert {one["address"] for one in own} == {"169.254.20.10"}
+    others = [one for one in view["firewall"]["guards"] if one not in own]
+    assert not [one for one in others if "address" in one]
+    watched = cluster(addons={"coredns": {"node_cache": True}, "prometheus": {}})
+    assert row("node", "coredns", watched)[-1] == ("9253", ports.OWN, ("node", ports.PODS))
+    assert row("node", "coredns", cluster(addons={"coredns": {}})) == []
+
+
 def test_what_a_site_opens_is_for_anyone():
     found = cluster(
         firewall="nftables",
