@@ -8,7 +8,8 @@ a disk yet, it lies with the pods by declaration, and they go with their Statefu
 
 Source: kubernetes.io "Persistent Volumes", "Expanding Persistent Volumes Claims";
 https://prometheus-operator.dev/docs/platform/storage/ "Resizing volumes", whose way this is;
-KEP-4650 (StatefulSet Support for Updating Volume Claim Template), which is not there yet.
+kubernetes/enhancements KEP-4650, by which Kubernetes would do it itself, and KEP-1790, by which a
+claim may ask for less again than its driver could not bring.
 """
 
 from __future__ import annotations
@@ -90,6 +91,13 @@ def _templates(manifest: Mapping[str, Any] | None) -> dict[str, Mapping[str, Any
 def _holds(claim: Mapping[str, Any]) -> bool:
     """Whether a claim has had a disk: one that still waits for it holds nothing."""
     return bool(claim.get("status", {}).get("phase", "Pending") != "Pending")
+
+
+def _has(claim: Mapping[str, Any]) -> str:
+    """The size below which a claim cannot go: what its driver could not bring does not count."""
+    asked = _size(claim["spec"])
+    there = claim.get("status", {}).get("capacity", {}).get("storage", asked)
+    return str(min(asked, there, key=octets))
 
 
 def _differs(one: Mapping[str, Any], other: Mapping[str, Any] | None) -> bool:
@@ -193,9 +201,11 @@ def _settle(
         elif spec is None or _class(claim["spec"]) != _class(spec):
             if _holds(claim):
                 plan["refused"].append(_left(key, claim, [spec] if spec else []))
-        elif problem := _problem(key, claim, spec, classes, larger):
+        elif larger and octets(_size(claim["spec"])) > octets(_size(spec)):
+            continue
+        elif problem := _problem(key, claim, spec, classes):
             plan["refused"].append(problem)
-        elif octets(_size(claim["spec"])) < octets(_size(spec)):
+        else:
             plan["grown"].append((*where, _size(spec)))
 
 
@@ -204,10 +214,9 @@ def _problem(
     claim: Mapping[str, Any],
     spec: Mapping[str, Any],
     classes: Mapping[str, bool],
-    larger: bool,
 ) -> str:
-    """Why a claim cannot get the size that is declared: empty, or in words."""
-    now, size, asked = _class(claim["spec"]), _size(claim["spec"]), _size(spec)
+    """Why a claim cannot get another size, as declared: empty, or in words."""
+    now, size, asked = _class(claim["spec"]), _has(claim), _size(spec)
     found = f"{key}.size: found {asked}, but {_title(claim)} has {size}"
     if not now:
         return (
@@ -215,8 +224,7 @@ def _problem(
             f"it to {size}"
         )
     if octets(asked) < octets(size):
-        end = f"and a disk gets no smaller: set it to {size} or more, {_away(key)}"
-        return "" if larger else f"{found}, {end}"
+        return f"{found}, and a disk gets no smaller: set it to {size} or more, {_away(key)}"
     if not _holds(claim):
         # Others of its StatefulSet have theirs.
         return (

@@ -169,6 +169,22 @@ def test_what_would_lose_data_is_refused_by_its_key(was, now, claims, told):
     assert found.startswith(told)
 
 
+def test_what_was_asked_for_in_vain_may_be_taken_back_as_far_as_the_disk_goes():
+    asked = claim("data-x-0", "9Ti")
+    asked["status"]["capacity"] = {"storage": "1Gi"}
+    live = [statefulset(("9Ti", "fast")), asked]
+    assert decided([statefulset(("2Gi", "fast"))], *live) == {
+        "grown": [("n", "data-x-0", "2Gi")],
+        "kept": [("n", "x")],
+    }
+    (told,) = decided([statefulset(("512Mi", "fast"))], *live)["refused"]
+    assert "claim n/data-x-0 has 1Gi, and a disk gets no smaller: set it to 1Gi or more" in told
+    # One by hand is as large as it likes, and what was asked for is what counts.
+    asked["spec"], asked["status"]["capacity"] = spec("1Gi", "fast"), {"storage": "5Gi"}
+    (told,) = decided([statefulset(("512Mi", "fast"))], *live)["refused"]
+    assert "has 1Gi, and a disk gets no smaller" in told
+
+
 def test_data_that_lies_with_pods_goes_with_them():
     live = [statefulset(None)]
     assert decided([statefulset(("1Gi", "fast"))], *live) == {"anew": [("n", "x")]}
