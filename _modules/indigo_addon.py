@@ -415,12 +415,15 @@ def installed() -> dict[str, list[Identity]]:
     }
 
 
-def pending(manifests: str, before: Iterable[Iterable[str]] | None) -> dict[str, str]:
+def pending(
+    manifests: str, before: Iterable[Iterable[str]] | None, without: Iterable[str] = ()
+) -> dict[str, str]:
     """What applying a file of manifests would do, by object.
 
     Args:
         manifests: Path of the file.
         before: Identities of what the add-on has brought; None when it is not installed.
+        without: Titles of objects that are not compared: the API would refuse to change them.
 
     Returns:
         Title of an object to ``created``, ``updated`` or ``removed``. One that the add-on is to
@@ -435,7 +438,7 @@ def pending(manifests: str, before: Iterable[Iterable[str]] | None) -> dict[str,
     found |= {title(one): "removed" for one in sorted(known - set(objects))}  # type: ignore[arg-type]
     if len(known & set(objects)) == len(objects) and not found:
         # Only when nothing is new: a new namespace cannot be compared before it is there.
-        changed = _diff(manifests)
+        changed = _diff(manifests, without)
         found |= {
             title(one): "updated"
             for one, manifest in objects.items()
@@ -666,11 +669,12 @@ _SERVER_SIDE = ("--server-side", "--force-conflicts", f"--field-manager={MANAGER
 BY_CLIENT = ("apiregistration.k8s.io",)
 
 
-def _ways(manifests: str) -> list[tuple[tuple[str, ...], str]]:
+def _ways(manifests: str, without: Iterable[str] = ()) -> list[tuple[tuple[str, ...], str]]:
     """The text of a file as kubectl is given it: options, and what goes with them."""
-    objects = read(manifests)
+    every = read(manifests)
+    objects = [one for one in every if title(identity(one)) not in without]
     ours = [one for one in objects if identity(one)[0] in BY_CLIENT]
-    if not ours:
+    if not ours and objects == every:
         return [(_SERVER_SIDE, Path(manifests).read_text("utf-8"))]
     others = [one for one in objects if one not in ours]
     return [
@@ -680,9 +684,9 @@ def _ways(manifests: str) -> list[tuple[tuple[str, ...], str]]:
     ]
 
 
-def _diff(manifests: str) -> set[str]:
+def _diff(manifests: str, without: Iterable[str] = ()) -> set[str]:
     found = set()
-    for options, text in _ways(manifests):
+    for options, text in _ways(manifests, without):
         archive = _kubectl("diff", *options, "--filename", "-", stdin=text)
         # Where nothing differs kubectl starts no program.
         found |= differing(archive) if archive else set()

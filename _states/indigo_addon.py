@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,27 @@ def _result(name: str) -> dict[str, Any]:
     return {"name": name, "result": True, "changes": {}, "comment": ""}
 
 
-def present(name: str, manifests: str) -> dict[str, Any]:
+def present(
+    name: str,
+    manifests: str,
+    key: str | None = None,
+    source: str | None = None,
+    context: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """An add-on is in the cluster as a file declares it, without what it had before and no more.
 
     Args:
         name: The add-on.
         manifests: Path of the file with its objects.
+        key: Where ``cluster.yaml`` has its settings. With it disks follow its ``size`` and
+            ``storage_class``; a change that they cannot follow fails before anything is changed.
+        source: The template of the file, and ``context`` what it is filled with: where given, test
+            mode looks at what the file would become.
+        context: As said.
 
     Returns:
-        ``changes`` maps ``Kind namespace/name`` to ``created``, ``updated`` or ``removed``. What
-        others set in its objects and the file does not name stays.
+        ``changes`` maps ``Kind namespace/name`` to ``created``, ``updated``, ``removed``, or what
+        becomes of a disk. What others set in its objects and the file does not name stays.
 
     Example:
 
@@ -40,6 +53,7 @@ def present(name: str, manifests: str) -> dict[str, Any]:
           indigo_addon.present:
             - name: coredns
             - manifests: /etc/kubernetes/addons/coredns.yaml
+            - key: addons.coredns
     """
     ret = _result(name)
     test = bool(__opts__["test"])
@@ -47,14 +61,34 @@ def present(name: str, manifests: str) -> dict[str, Any]:
         return {**ret, "result": None, "comment": f"{manifests} would be applied"}
     try:
         before = __salt__["indigo_addon.installed"]().get(name)
-        ret["changes"] = __salt__["indigo_addon.pending"](manifests, before)
+        with _as_declared(manifests, source if test else None, context) as file:
+            disks = __salt__["indigo_disk.plan"](key, file, before) if key and before else {}
+            if disks.get("refused"):
+                return {**ret, "result": False, "comment": "\n".join(disks["refused"])}
+            moved = __salt__["indigo_disk.changes"](disks) if disks else {}
+            ret["changes"] = __salt__["indigo_addon.pending"](file, before, list(moved)) | moved
         if ret["changes"] and not test:
+            if moved:
+                __salt__["indigo_disk.carry_out"](disks)
             __salt__["indigo_addon.apply"](name, manifests, before)
     except CommandExecutionError as err:
         if test:
             return {**ret, "result": None, "changes": {}, "comment": f"Cannot be told yet: {err}"}
         return {**ret, "result": False, "changes": {}, "comment": str(err)}
     return _told(ret, test, "It is as declared")
+
+
+@contextlib.contextmanager
+def _as_declared(path: str, source: str | None, context: Mapping[str, Any] | None) -> Iterator[str]:
+    """Path of a file as it will be: of itself, or of what its template gives now."""
+    if source is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        made = str(Path(folder, Path(path).name))
+        if not __salt__["cp.get_template"](source, made, template="jinja", context=context):
+            raise CommandExecutionError(f"{source} cannot be rendered")
+        yield made
 
 
 def secret(name: str, namespace: str, keys: Iterable[str]) -> dict[str, Any]:

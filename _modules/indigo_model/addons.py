@@ -24,7 +24,7 @@ from . import (
     versions,
     zabbix,
 )
-from .cluster import DNS_CACHE, Cluster, Host
+from .cluster import DNS_CACHE, SERVICES, Cluster, Host
 
 #: Every add-on and its settings' defaults. They are installed in this order.
 ADDONS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -127,6 +127,7 @@ def _settings(cluster: Cluster, name: str, given: Mapping[str, Any]) -> dict[str
     settings = {
         **ADDONS[name],
         **given,
+        "key": f"{'services' if name in SERVICES else 'addons'}.{name}",
         "images": images.of_addon(cluster, name),
         # PodDisruptionBudget left v1beta1 in 1.21.
         "policy": "policy/v1" if minor >= 21 else "policy/v1beta1",

@@ -286,7 +286,9 @@ TABLE: Mapping[str, tuple[str, tuple[Panel, ...]]] = MappingProxyType(
                 ),
                 Panel(
                     "Errors of containerd",
-                    "sum by (host) (rate(kubelet_runtime_operations_errors_total[5m]))",
+                    # Before the first error nothing tells of errors.
+                    "sum by (host) (rate(kubelet_runtime_operations_errors_total[5m]))"
+                    " or 0 * sum by (host) (rate(kubelet_runtime_operations_total[5m]))",
                     "ops",
                 ),
                 Panel("Memory of kubelet", 'process_resident_memory_bytes{job="kubelet"}', "bytes"),

@@ -20,15 +20,14 @@ What hands on both sides of a comparison is in place:
     - mode: '0755'
 
 {% for name, addon in indigo.addons.wanted.items() %}
+{% set source = 'salt://addons/' ~ name ~ '/manifests.yaml.jinja' %}
+{% set context = {'addon': addon, 'networks': indigo.networks, 'domain': indigo.cluster.domain} %}
 The manifests of {{ name }} are in place:
   file.managed:
     - name: {{ folder }}/{{ name }}.yaml
-    - source: salt://addons/{{ name }}/manifests.yaml.jinja
+    - source: {{ source }}
     - template: jinja
-    - context:
-        addon: {{ addon | tojson }}
-        networks: {{ indigo.networks | tojson }}
-        domain: {{ indigo.cluster.domain }}
+    - context: {{ context | tojson }}
     - mode: '0644'
     - require:
       - file: The folder of add-ons exists
@@ -37,6 +36,9 @@ The manifests of {{ name }} are in place:
   indigo_addon.present:
     - name: {{ name }}
     - manifests: {{ folder }}/{{ name }}.yaml
+    - key: {{ addon.key }}
+    - source: {{ source }}
+    - context: {{ context | tojson }}
     - require:
       - file: The manifests of {{ name }} are in place
       - file: What hands on both sides of a comparison is in place

@@ -28,6 +28,7 @@ kind: StorageClass
 metadata: {{name: disks}}
 provisioner: kubernetes.io/no-provisioner
 volumeBindingMode: WaitForFirstConsumer
+allowVolumeExpansion: true
 ---
 apiVersion: v1
 kind: PersistentVolume
@@ -293,6 +294,20 @@ def test_one_that_cannot_start_says_why(lab):
     declare(lab, {"im": {"storage_class": "disks"}}, im=good)
     assert applied(lab)[0] == 0
     assert until(lambda: works(lab) == "", 120, 2), works(lab)
+
+
+def test_its_disk_grows_and_is_not_left_behind(lab):
+    before = pod(lab)["metadata"]["uid"]
+    declare(lab, {"im": {"storage_class": "disks", "size": "2Gi"}})
+    assert applied(lab) == (0, {"PersistentVolumeClaim im/im": "grown to 2Gi"})
+    assert applied(lab) == (0, {})
+    declare(lab, {"im": {"size": "2Gi"}})
+    refused = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
+    assert refused.returncode != 0
+    assert "services.im.storage_class: found none, but claim im/im has its data" in refused.stdout
+    claim = kubectl(lab, "get", "persistentvolumeclaim", "-n", "im", "im")
+    assert claim["spec"]["resources"]["requests"] == {"storage": "2Gi"}
+    assert pod(lab)["metadata"]["uid"] == before
 
 
 def test_it_goes_whole(lab):
