@@ -13,23 +13,29 @@ What tells keepalived's metrics is in place:
     - require:
       - file: The folder of scripts exists
 
-{% for kind in ['.socket', '@.service'] %}
-/etc/systemd/system/keepalived-metrics{{ kind }} is in place:
+The socket that keepalived's metrics are asked at is in place:
   file.managed:
-    - name: /etc/systemd/system/keepalived-metrics{{ kind }}
-    - source: salt://lb/files/keepalived-metrics{{ kind }}.jinja
+    - name: /etc/systemd/system/keepalived-metrics.socket
+    - source: salt://lb/files/keepalived-metrics.socket.jinja
     - template: jinja
     - user: root
     - group: root
     - mode: '0644'
-    - require:
-      - file: What tells keepalived's metrics is in place
-    - require_in:
-      - indigo_service: keepalived's metrics are served
-{% endfor %}
+
+The unit that tells keepalived's metrics is in place:
+  file.managed:
+    - name: /etc/systemd/system/keepalived-metrics@.service
+    - source: salt://lb/files/keepalived-metrics@.service.jinja
+    - template: jinja
+    - user: root
+    - group: root
+    - mode: '0644'
 
 keepalived's metrics are served:
   indigo_service.running:
     - name: keepalived-metrics.socket
     - require:
+      - file: What tells keepalived's metrics is in place
+      - file: The socket that keepalived's metrics are asked at is in place
+      - file: The unit that tells keepalived's metrics is in place
       - indigo_service: keepalived runs with its configuration

@@ -163,14 +163,13 @@ def _settled(one: Root, root: Path) -> None:
     if one.name == "zabbix-web-nginx-pgsql":
         shutil.copyfile(START, root / "start")
         # The front end complains on every page of a language without its locale.
-        sources = root / "usr/share/i18n"
-        (root / "usr/lib/locale").mkdir(exist_ok=True)
+        sources, into = root / "usr/share/i18n", root / "usr/lib/locale/en_US.utf8"
+        into.parent.mkdir(exist_ok=True)
         run(
-            ["localedef", "--no-archive", f"--prefix={root}", "--inputfile=en_US",
-             "--charmap=UTF-8", "/usr/lib/locale/en_US.UTF-8"],
+            ["localedef", "--no-archive", "--inputfile=en_US", "--charmap=UTF-8", into],
             step="make the locale en_US.UTF-8",
             env={"I18NPATH": str(sources)},
-        )  # fmt: skip
+        )
         remove_tree(sources)
 
 
