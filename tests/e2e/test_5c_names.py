@@ -15,6 +15,7 @@ import yaml
 from cluster import WEB, answering, apply_all, changes, deploy, kubectl, put_back, until
 
 PROFILE = "compact"
+pytestmark = pytest.mark.slow
 MASTER, NODES = "host1", ("host1", "host2", "host3")
 CACHE, SERVICE = "169.254.20.10", "10.96.0.10"
 UNIT = "/etc/systemd/system/indigo-dns-cache.service"
