@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -112,6 +113,49 @@ def put_back(lab: Lab, declared: str, left: Callable[[Lab], list[str]]) -> None:
     assert done.code == 0, done.told
     assert left(lab) == []
     well(lab)
+
+
+@contextlib.contextmanager
+def disk(lab: Lab, host: str, folder: str, size: str = "1Gi") -> Iterator[None]:
+    """A disk for claims of the class ``disks``, as long as the block lasts.
+
+    Args:
+        host: whose disk it is.
+        folder: where it lies there, below what kubelet mounts into pods; it is made, and deleted.
+        size: of the disk, as Kubernetes writes it.
+    """
+    name = folder.rpartition("/")[2]
+    kind = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": "disks"},
+        "provisioner": "kubernetes.io/no-provisioner",
+        "volumeBindingMode": "WaitForFirstConsumer",
+        "allowVolumeExpansion": True,
+    }
+    here = {"key": "kubernetes.io/hostname", "operator": "In", "values": [host]}
+    volume = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": size},
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "disks",
+            "local": {"path": folder},
+            "nodeAffinity": {"required": {"nodeSelectorTerms": [{"matchExpressions": [here]}]}},
+        },
+    }
+    lab.exec(host, ["mkdir", "-p", folder], check=True)
+    both = {"apiVersion": "v1", "kind": "List", "items": [kind, volume]}
+    made = lab.kubectl("apply", "-f", "-", stdin=json.dumps(both))
+    assert made.returncode == 0, made.stderr
+    try:
+        yield
+    finally:
+        what = (f"pv/{name}", "storageclass/disks")
+        lab.kubectl("delete", *what, "--ignore-not-found", timeout=60)
+        lab.exec(host, ["rm", "-rf", folder], check=True)
 
 
 def orchestrate(lab: Lab, name: str, **pillar: Any) -> Deployed:

@@ -11,7 +11,7 @@ from datetime import datetime
 
 import pytest
 import yaml
-from cluster import changes, deploy, kubectl, put_back, status, until
+from cluster import changes, deploy, disk, kubectl, put_back, status, until
 from indigo_model import accounting
 
 pytestmark = pytest.mark.slow
@@ -72,26 +72,6 @@ spec:
 
 #: Where records lie on the host: kubelet mounts it into the pods of runs.
 FOLDER = "/var/lib/kubelet/disk-of-accounting"
-DISK = f"""
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {{name: records}}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: WaitForFirstConsumer
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: disk-of-accounting}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  storageClassName: records
-  local: {{path: {FOLDER}}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-        - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{HOST}]}}]
-"""
 
 QUERY = """
 import json, sys, urllib.parse, urllib.request
@@ -202,15 +182,10 @@ def _deployed(lab):
     if done.code:
         pytest.fail(f"no cluster to bring it to: {done.told}")
     before = lab.cluster_file.read_text()
-    lab.exec(HOST, ["mkdir", "-p", FOLDER], check=True)
-    made = lab.kubectl("apply", "-f", "-", stdin=DISK)
-    assert made.returncode == 0, made.stderr
-    yield
-    lab.kubectl("delete", "namespace/batch", "--ignore-not-found", timeout=60)
-    put_back(lab, before, left)
-    kinds = ("pv/disk-of-accounting", "storageclass/records")
-    lab.kubectl("delete", *kinds, "--ignore-not-found", timeout=60)
-    lab.exec(HOST, ["rm", "-rf", FOLDER], check=True)
+    with disk(lab, HOST, FOLDER):
+        yield
+        lab.kubectl("delete", "namespace/batch", "--ignore-not-found", timeout=60)
+        put_back(lab, before, left)
 
 
 def test_its_key_and_a_deploy_bring_it(lab, figure):
@@ -287,7 +262,7 @@ def test_the_time_of_a_pod_that_ran_is_in_the_record(lab, figure):
 
 
 def test_records_stay_on_a_disk_of_the_site(lab):
-    declare(lab, SETTINGS | {"storage_class": "records"})
+    declare(lab, SETTINGS | {"storage_class": "disks"})
     # What is new is told alone.
     assert applied(lab) == (0, {"PersistentVolumeClaim accounting/batch": "created"})
     assert applied(lab) == (0, {})
@@ -298,14 +273,14 @@ def test_records_stay_on_a_disk_of_the_site(lab):
 
 
 def test_settings_are_changed_in_place(lab):
-    declare(lab, SETTINGS | {"storage_class": "records", "site": "OTHER-SITE"})
+    declare(lab, SETTINGS | {"storage_class": "disks", "site": "OTHER-SITE"})
     assert applied(lab) == (0, {"CronJob accounting/batch": "updated"})
     assert records(run(lab, "third"))["sync-message: v0.1"]["Site"] == "OTHER-SITE"
 
 
 def test_a_run_without_an_image_says_why(lab):
     good = yaml.safe_load(lab.cluster_file.read_text())["images"]["use"]["kapel"]
-    wanted = SETTINGS | {"storage_class": "records"}
+    wanted = SETTINGS | {"storage_class": "disks"}
     declare(lab, wanted, kapel="indigo.lab/broken:1")
     assert applied(lab)[0] == 0
     made = lab.kubectl("create", "job", "-n", "accounting", "broken", "--from=cronjob/batch")

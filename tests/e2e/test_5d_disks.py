@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from cluster import deploy, kubectl, until, well
+from cluster import deploy, disk, kubectl, until, well
 
 pytestmark = pytest.mark.slow
 
@@ -23,27 +23,6 @@ SET = "StatefulSet metrics-archive/influxdb"
 CLAIM = "PersistentVolumeClaim metrics-archive/data-influxdb-0"
 
 FOLDER = "/var/lib/kubelet/disk-of-influxdb"
-DISK = f"""
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {{name: disks}}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: WaitForFirstConsumer
-allowVolumeExpansion: true
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: disk-of-influxdb}}
-spec:
-  capacity: {{storage: 2Gi}}
-  accessModes: [ReadWriteOnce]
-  storageClassName: disks
-  local: {{path: {FOLDER}}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-        - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{HOST}]}}]
-"""
 
 
 def declare(lab, settings):
@@ -113,17 +92,11 @@ def _deployed(lab):
     if done.code:
         pytest.fail(f"no cluster to bring it to: {done.told}")
     before = lab.cluster_file.read_text()
-    lab.exec(HOST, ["mkdir", "-p", FOLDER], check=True)
-    made = lab.kubectl("apply", "-f", "-", stdin=DISK)
-    assert made.returncode == 0, made.stderr
-    yield
-    lab.cluster_file.write_text(before)
-    lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
-    lab.salt(HOST, "state.apply", "addons", timeout=300)
-    lab.kubectl(
-        "delete", "pv/disk-of-influxdb", "storageclass/disks", "--ignore-not-found", timeout=60
-    )
-    lab.exec(HOST, ["rm", "-rf", FOLDER], check=True)
+    with disk(lab, HOST, FOLDER, "2Gi"):
+        yield
+        lab.cluster_file.write_text(before)
+        lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
+        lab.salt(HOST, "state.apply", "addons", timeout=300)
     well(lab)
 
 

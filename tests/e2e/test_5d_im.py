@@ -11,7 +11,7 @@ import json
 
 import pytest
 import yaml
-from cluster import changes, deploy, kubectl, status, until, well
+from cluster import changes, deploy, disk, kubectl, status, until, well
 from indigo_lab import pythons
 from indigo_model import infrastructures
 
@@ -22,27 +22,6 @@ HOST = "salt"
 
 #: Where its database lies on the host: kubelet mounts it into the pod.
 FOLDER = "/var/lib/kubelet/disk-of-im"
-DISK = f"""
-apiVersion: storage.k8s.io/v1
-kind: StorageClass
-metadata: {{name: disks}}
-provisioner: kubernetes.io/no-provisioner
-volumeBindingMode: WaitForFirstConsumer
-allowVolumeExpansion: true
----
-apiVersion: v1
-kind: PersistentVolume
-metadata: {{name: disk-of-im}}
-spec:
-  capacity: {{storage: 1Gi}}
-  accessModes: [ReadWriteOnce]
-  storageClassName: disks
-  local: {{path: {FOLDER}}}
-  nodeAffinity:
-    required:
-      nodeSelectorTerms:
-        - matchExpressions: [{{key: kubernetes.io/hostname, operator: In, values: [{HOST}]}}]
-"""
 
 #: One machine, and nothing to be set up on it: nobody is at its address.
 MACHINE = """
@@ -176,15 +155,11 @@ def _deployed(lab):
         pytest.fail(f"no cluster to bring it to: {done.told}")
     before = lab.cluster_file.read_text()
     offer(lab)
-    lab.exec(HOST, ["mkdir", "-p", FOLDER], check=True)
-    made = lab.kubectl("apply", "-f", "-", stdin=DISK)
-    assert made.returncode == 0, made.stderr
-    yield
-    lab.cluster_file.write_text(before)
-    lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
-    applied(lab)
-    lab.kubectl("delete", "pv/disk-of-im", "storageclass/disks", "--ignore-not-found", timeout=60)
-    lab.exec(HOST, ["rm", "-rf", FOLDER], check=True)
+    with disk(lab, HOST, FOLDER):
+        yield
+        lab.cluster_file.write_text(before)
+        lab.salt(HOST, "saltutil.refresh_pillar", "wait=True")
+        applied(lab)
     well(lab)
 
 
