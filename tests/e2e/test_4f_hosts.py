@@ -191,7 +191,8 @@ def test_a_drain_keeps_to_the_budget_and_says_which_one_held_it(lab):
     refused(lab, "host=node3", "deadline=3")
     assert "unschedulable" not in kubectl(lab, "get", "node", "node3")["spec"]
     lab.kubectl("delete", "poddisruptionbudget", "web", timeout=60)
-    code, data, told, _ = run(lab, "drain", "host=node3", "deadline=60")
+    # A pod's 30 seconds to end are many more on a machine that has much to do.
+    code, data, told, _ = run(lab, "drain", "host=node3", "deadline=150")
     assert code == 0, told
     assert len(data["node3"]["evicted"]) >= 1
     assert kubectl(lab, "get", "node", "node3")["spec"]["unschedulable"] is True
