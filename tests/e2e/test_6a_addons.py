@@ -141,6 +141,46 @@ def test_it_goes_whole(lab):
     assert done.code == 0, done.told
 
 
+#: A pod that takes all that it may, and a scale that follows.
+BUSY = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: busy}
+spec:
+  selector: {matchLabels: {app: busy}}
+  template:
+    metadata: {labels: {app: busy}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+        - name: busy
+          image: indigo.lab/web:1
+          command: [/bin/sh, -c, "while :; do :; done"]
+          resources: {requests: {cpu: 50m}, limits: {cpu: 100m}}
+---
+apiVersion: autoscaling/v1
+kind: HorizontalPodAutoscaler
+metadata: {name: busy}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: busy}
+  minReplicas: 1
+  maxReplicas: 2
+  targetCPUUtilizationPercentage: 50
+"""
+
+
+def scales_with_its_load(lab):
+    """What runs above its target gets another replica."""
+    made = lab.kubectl("apply", "-f", "-", stdin=BUSY)
+    assert made.returncode == 0, made.stderr
+    ask = ("get", "deployment", "busy")
+    try:
+        replicas = until(lambda: kubectl(lab, *ask)["spec"]["replicas"] == 2, 180, 2)
+        assert replicas, lab.kubectl("describe", "hpa", "busy", timeout=60).stdout
+    finally:
+        lab.kubectl("delete", "-f", "-", "--wait=true", stdin=BUSY, timeout=60)
+
+
 def test_metrics_server_is_accepted_and_works_where_its_image_is(lab):
     document = yaml.safe_load(lab.cluster_file.read_text())
     image = document["images"]["use"].get("metrics-server")
@@ -160,6 +200,7 @@ def test_metrics_server_is_accepted_and_works_where_its_image_is(lab):
         assert until(lambda: told() == "", 120, 2), told()
         top = lab.kubectl("top", "nodes", timeout=60)
         assert top.returncode == 0 and "salt" in top.stdout
+        scales_with_its_load(lab)
     else:
         assert until(lambda: "ImagePull" in told(), 30, 1), told()
     declare(lab, None)
