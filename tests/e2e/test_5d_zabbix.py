@@ -175,7 +175,7 @@ def test_the_front_end_opens_in_a_browser_through_the_virtual_address(lab, tmp_p
         "--no-first-run", "--disable-background-networking", "--disable-component-update",
         "--disable-sync", "--hide-scrollbars", "--ignore-certificate-errors",
         f"--host-resolver-rules=MAP {NAME} {VIP}, MAP * ~NOTFOUND, EXCLUDE {VIP}",
-        "--virtual-time-budget=30000", "--window-size=1400,800",
+        "--virtual-time-budget=15000", "--window-size=1400,640",
     ]  # fmt: skip
     opened = {}
     for number, more in enumerate(("--dump-dom", f"--screenshot={picture}")):
