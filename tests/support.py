@@ -48,11 +48,13 @@ def asking(answer: Callable[..., dict[str, Any]]) -> dict[str, Callable[..., Any
 def program(package: str, path: str) -> Path:
     """A program of a Debian package, unpacked once into the lab's cache and not installed."""
     from lab.indigo_lab import debian
-    from lab.indigo_lab.base import cache
+    from lab.indigo_lab.base import cache, locked
 
     folder = cache("tools", f"{package}-{debian.release()}")
-    if not (folder / path).exists():
-        apt = debian.Apt()
-        apt.update()
-        debian.unpack(apt.single([package])[package], folder)
+    # Tests run side by side, and a program is there before it is whole.
+    with locked("tools.lock", "download of programs"):
+        if not (folder / path).exists():
+            apt = debian.Apt()
+            apt.update()
+            debian.unpack(apt.single([package])[package], folder)
     return folder / path

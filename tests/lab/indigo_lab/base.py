@@ -110,15 +110,20 @@ def digest(*parts: str | bytes) -> str:
 
 
 @contextlib.contextmanager
-def locked() -> Iterator[None]:
-    """One `up` or `down` at a time."""
-    path = cache("lock")
+def locked(name: str = "lock", what: str = "run of the lab") -> Iterator[None]:
+    """One `up` or `down` at a time, or one of something else with a lock of its own.
+
+    Args:
+        name: of the lock's file in the cache.
+        what: is waited for, in words.
+    """
+    path = cache(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say("waiting for another run of the lab")
+            say(f"waiting for another {what}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from email.utils import formatdate
 from pathlib import Path
 
-from .base import LabError, cache, digest, remove_tree, run, say, write
+from .base import LabError, cache, digest, locked, remove_tree, run, say, write
 
 # What the machine needs to build and run the lab: package -> a file that proves it is there.
 MACHINE = {
@@ -70,17 +70,25 @@ def architecture() -> str:
 
 def ensure(packages: dict[str, str]) -> None:
     """Install on the machine the packages whose files are missing."""
-    missing = [name for name, proof in packages.items() if not Path(proof).exists()]
-    if not missing:
+
+    def lacking() -> list[str]:
+        return [name for name, proof in packages.items() if not Path(proof).exists()]
+
+    if not lacking():
         return
-    say(f"machine: install {' '.join(missing)}")
-    env = {"DEBIAN_FRONTEND": "noninteractive"}
-    run(["apt-get", "-q", "update"], step="machine: apt-get update", env=env)
-    run(
-        ["apt-get", "-qy", "install", "--no-install-recommends", *missing],
-        step=f"machine: install {' '.join(missing)}",
-        env=env,
-    )
+    # Tests run side by side.
+    with locked("packages.lock", "installation of packages"):
+        missing = lacking()
+        if not missing:
+            return
+        say(f"machine: install {' '.join(missing)}")
+        env = {"DEBIAN_FRONTEND": "noninteractive"}
+        run(["apt-get", "-q", "update"], step="machine: apt-get update", env=env)
+        run(
+            ["apt-get", "-qy", "install", "--no-install-recommends", *missing],
+            step=f"machine: install {' '.join(missing)}",
+            env=env,
+        )
 
 
 def one_line_sources(files: Iterable[tuple[str, str]]) -> list[str]:
