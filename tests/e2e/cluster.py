@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -156,6 +156,28 @@ def disk(lab: Lab, host: str, folder: str, size: str = "1Gi") -> Iterator[None]:
         what = (f"pv/{name}", "storageclass/disks")
         lab.kubectl("delete", *what, "--ignore-not-found", timeout=60)
         lab.exec(host, ["rm", "-rf", folder], check=True)
+
+
+def apply_addons(lab: Lab, host: str, names: Iterable[str]) -> tuple[int, dict[str, Any]]:
+    """``state.apply addons`` on a master: exit code, and what its states changed, in one mapping.
+
+    Args:
+        host: the master that brings add-ons in.
+        names: of the states that count, beside the one that takes others away; none may fail.
+    """
+    done = lab.salt(host, "state.apply", "addons", "--out=json", timeout=300)
+    found: dict[str, Any] = {}
+    for one in json.loads(done.stdout)[host].values():
+        if one["name"] in names or one["name"].startswith("No other"):
+            found |= one["changes"]
+            assert one["result"] is not False, one["comment"]
+    return done.returncode, found
+
+
+def addon_works(lab: Lab, host: str, name: str) -> str:
+    """What the check of an add-on says; empty when it works."""
+    done = lab.salt(host, "indigo_addon.works", "--out=json", timeout=60)
+    return str(json.loads(done.stdout)[host][name])
 
 
 def orchestrate(lab: Lab, name: str, **pillar: Any) -> Deployed:

@@ -12,7 +12,17 @@ import time
 
 import pytest
 import yaml
-from cluster import WEB, answering, apply_all, changes, deploy, kubectl, put_back, until
+from cluster import (
+    WEB,
+    addon_works,
+    answering,
+    apply_all,
+    changes,
+    deploy,
+    kubectl,
+    put_back,
+    until,
+)
 
 PROFILE = "compact"
 pytestmark = pytest.mark.slow
@@ -56,8 +66,7 @@ def applied(lab):
 
 def works(lab):
     """What the check of CoreDNS says."""
-    done = lab.salt(MASTER, "indigo_addon.works", "--out=json", timeout=60)
-    return json.loads(done.stdout)[MASTER]["coredns"]
+    return addon_works(lab, MASTER, "coredns")
 
 
 def well_or_told(lab):

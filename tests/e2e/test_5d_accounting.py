@@ -11,7 +11,17 @@ from datetime import datetime
 
 import pytest
 import yaml
-from cluster import changes, deploy, disk, kubectl, put_back, status, until
+from cluster import (
+    addon_works,
+    apply_addons,
+    changes,
+    deploy,
+    disk,
+    kubectl,
+    put_back,
+    status,
+    until,
+)
 from indigo_model import accounting
 
 pytestmark = pytest.mark.slow
@@ -93,19 +103,12 @@ def declare(lab, settings, **use):
 
 def applied(lab):
     """``state.apply addons``: exit code, and what its states changed, in one mapping."""
-    done = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
-    found = {}
-    for one in json.loads(done.stdout)[HOST].values():
-        if one["name"] in ("prometheus", "accounting") or one["name"].startswith("No other"):
-            found |= one["changes"]
-            assert one["result"] is not False, one["comment"]
-    return done.returncode, found
+    return apply_addons(lab, HOST, ("prometheus", "accounting"))
 
 
 def works(lab):
     """What the check says; empty when it works."""
-    done = lab.salt(HOST, "indigo_addon.works", "--out=json", timeout=60)
-    return json.loads(done.stdout)[HOST]["accounting"]
+    return addon_works(lab, HOST, "accounting")
 
 
 def asked(lab, query):

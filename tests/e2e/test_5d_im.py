@@ -11,7 +11,7 @@ import json
 
 import pytest
 import yaml
-from cluster import changes, deploy, disk, kubectl, status, until, well
+from cluster import addon_works, apply_addons, changes, deploy, disk, kubectl, status, until, well
 from indigo_lab import pythons
 from indigo_model import infrastructures
 
@@ -80,19 +80,12 @@ def offer(lab):
 
 def applied(lab):
     """``state.apply addons``: exit code, and what its states changed, in one mapping."""
-    done = lab.salt(HOST, "state.apply", "addons", "--out=json", timeout=300)
-    found = {}
-    for one in json.loads(done.stdout)[HOST].values():
-        if one["name"] in ("im", infrastructures.SECRET) or one["name"].startswith("No other"):
-            found |= one["changes"]
-            assert one["result"] is not False, one["comment"]
-    return done.returncode, found
+    return apply_addons(lab, HOST, ("im", infrastructures.SECRET))
 
 
 def works(lab):
     """What the check says; empty when it works."""
-    done = lab.salt(HOST, "indigo_addon.works", "--out=json", timeout=60)
-    return json.loads(done.stdout)[HOST]["im"]
+    return addon_works(lab, HOST, "im")
 
 
 def pod(lab):
