@@ -136,12 +136,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Remember when a test that others stand on fails."""
+    """Say at once why a test failed, and remember it when others stand on that test.
+
+    The report at the end comes an hour later, or never when the run is cut off.
+    """
     outcome = yield
-    if outcome.get_result().failed and item.get_closest_marker("foundation"):
+    report = outcome.get_result()
+    if not report.failed:
+        return
+    reporter = item.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter:
+        reporter.ensure_newline()
+        reporter.write_line(f"FAILED {item.nodeid}, {report.when}: {reason(report.longreprtext)}")
+    if item.get_closest_marker("foundation"):
         stage = getattr(item, "funcargs", {}).get("stage")
         if stage and not stage.broken:
             stage.broken = item.nodeid
+
+
+def reason(traceback: str, lines: int = 12) -> str:
+    """What a traceback of pytest says of the error itself, with the place where it happened."""
+    text = traceback.strip().splitlines()
+    return "\n".join([one for one in text if one.startswith("E ")][:lines] + text[-1:])
 
 
 @pytest.fixture(autouse=True)

@@ -130,9 +130,18 @@ def seed_master(folder: Path) -> str:
     return public
 
 
+#: A Salt master's folders of keys but the one of accepted keys.
+_OTHERS = ("minions_pre", "minions_denied", "minions_rejected")
+
+
 def accept(master: Path, name: str, public: str) -> None:
-    """Put a minion's public key where the master keeps those it accepted."""
+    """Put a minion's public key where the master keeps those it accepted, and nowhere else.
+
+    A key that an earlier machine of that name left pending would count before the accepted one.
+    """
     write(master / "pki/master/minions" / name, public)
+    for folder in _OTHERS:
+        (master / "pki/master" / folder / name).unlink(missing_ok=True)
 
 
 def trust_master(folder: Path, public: str) -> None:
@@ -141,5 +150,6 @@ def trust_master(folder: Path, public: str) -> None:
 
 
 def forget(master: Path, name: str) -> None:
-    """Remove a minion's key from the master's."""
-    (master / "pki/master/minions" / name).unlink(missing_ok=True)
+    """Remove a minion's keys from the master's, whatever became of them."""
+    for folder in ("minions", *_OTHERS):
+        (master / "pki/master" / folder / name).unlink(missing_ok=True)
