@@ -79,7 +79,19 @@ def test_there_are_enough_mistakes():
     assert len(CASES) + 2 >= 30
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["about"])
+#: The unit tests try all of these; `make test` has time for one of eight on the lab.
+_FROM_UNIT = len(MISTAKES["from_unit"])
+_PARAMETERS = [
+    pytest.param(
+        case,
+        id=case["about"],
+        marks=[pytest.mark.slow] * (number < _FROM_UNIT and number % 8 > 0),
+    )
+    for number, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("case", _PARAMETERS)
 def test_a_mistake_is_refused_with_its_remedy(lab, declaration, case):
     if "text" in case:
         declaration.write_text(case["text"], "utf-8")

@@ -81,7 +81,12 @@ def _deployed(lab, first_deploy):
     well(lab)
 
 
-@pytest.mark.parametrize("number", range(1, ROUNDS + 1))
+_ROUNDS = [
+    pytest.param(number, marks=[pytest.mark.slow] * (number > 1)) for number in range(1, ROUNDS + 1)
+]
+
+
+@pytest.mark.parametrize("number", _ROUNDS)
 def test_the_api_answers_again_after_the_holder_of_the_vip_lost_its_power(lab, figure, number):
     (holder,) = status(lab)["vip"]["holders"]
     client = Client("node1", "10.77.0.10")

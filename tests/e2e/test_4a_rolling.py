@@ -21,6 +21,9 @@ from indigo_lab import engine
 from journals import Span, stops, taken_in, together, told
 from traffic import Report, Traffic
 
+# `make test` has an upgrade under load (test_5e_upgrade.py) and the lock (test_8_rolling_lock.py).
+pytestmark = pytest.mark.slow
+
 #: Tier to its role and its units.
 TIERS = {
     "etcd": ("etcd", ["etcd"]),
@@ -199,8 +202,6 @@ def _restarted(lab) -> str:
     return found
 
 
-# The lock itself is tried so in test_8_rolling_lock.py each time.
-@pytest.mark.slow
 def test_a_holder_that_dies_and_a_flag_that_breaks_stop_nobody_else(lab, site, traffic, figure):
     (etcd_hosts, masters) = ([h.name for h in lab.with_role(r)] for r in ("etcd", "master"))
     # etcd's flag as at first, and so another restart there; the schedulers' stay.
@@ -240,7 +241,6 @@ def test_a_holder_that_dies_and_a_flag_that_breaks_stop_nobody_else(lab, site, t
     answering(lab, holder)
 
 
-@pytest.mark.slow
 def test_what_was_wrong_is_put_right_in_one_run(lab, site, traffic, figure):
     site.override(RELOADED, timers={"vip_advert": 0.3})
     (before,) = status(lab)["vip"]["holders"]

@@ -1,9 +1,10 @@
 """Faults on purpose: what breaks, how long clients notice, and that nothing acknowledged is lost.
 
-``make chaos`` and ``make test`` run the cases that are not marked ``chaos_full``,
-``make chaos-full`` runs all. Writers, readers and a watch go through the VIP all the while
-(traffic.py), with a connection for each request and with one that is kept. A case ends when the
-cluster is whole by itself. docs/operations/chaos.md has the targets and the figures.
+``make chaos`` runs the cases that are not marked ``chaos_full``, ``make chaos-full`` runs all, and
+``make test`` those that are not marked ``slow`` either. Writers, readers and a watch go through
+the VIP all the while (traffic.py), with a connection for each request and with one that is kept.
+A case ends when the cluster is whole by itself. docs/operations/chaos.md has the targets and the
+figures.
 """
 
 from __future__ import annotations
@@ -114,9 +115,22 @@ def sound(seen: Report, limit: float) -> None:
     assert seen.without_writes < limit, f"{seen}\n{seen.details()}"
 
 
+#: Of the cases of `make chaos`, those that `make test` has time for.
+QUICK = (
+    "power-off of etcd leader",
+    "silent partition of VIP holder",
+    "SIGKILL etcd of etcd leader",
+    "SIGKILL kube-apiserver of master1",
+)
+
+
 def _cases(cases: tuple[Case, ...]) -> list[object]:
-    full = pytest.mark.chaos_full
-    return [pytest.param(case, id=str(case), marks=[full] if case.full else []) for case in cases]
+    def marks(case: Case) -> list[pytest.MarkDecorator]:
+        if case.full:
+            return [pytest.mark.chaos_full]
+        return [] if str(case) in QUICK else [pytest.mark.slow]
+
+    return [pytest.param(case, id=str(case), marks=marks(case)) for case in cases]
 
 
 # Hosts -------------------------------------------------------------------------------------------
@@ -287,6 +301,7 @@ def _writes(lab: Lab) -> bool:
 # Files -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_damaged_files_are_mended_by_the_next_apply(lab: Lab, row):
     hosts = sorted({one.host for one in DAMAGES})
     with Traffic(lab) as traffic:

@@ -151,6 +151,7 @@ def test_four_hosts_come_with_one_deploy_and_only_who_must_know_changes(lab, fig
 # Refusals ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_unsafe_is_refused_and_says_what_to_do_first(lab):
     assert "certificate authorities" in refused(lab, "host=salt")
     assert "is not declared" in refused(lab, "host=node9")
@@ -172,6 +173,7 @@ def test_what_is_unsafe_is_refused_and_says_what_to_do_first(lab):
     assert set(members(lab)) == {"etcd1", "etcd2", "etcd3", "etcd4", "etcd5"}
 
 
+@pytest.mark.slow
 def test_a_drain_keeps_to_the_budget_and_says_which_one_held_it(lab):
     newer = "policy/v1\n" in lab.kubectl("api-versions").stdout
     budget = BUDGET.format(version="v1" if newer else "v1beta1")
@@ -329,6 +331,7 @@ def give_authorities(lab, old, new):
     lab.exec(old, ["rm", "-rf", "/etc/indigo/ca"], check=True)
 
 
+@pytest.mark.slow
 def test_the_host_of_the_authorities_is_replaced_from_its_backup(lab, figure):
     give_authorities(lab, "salt", "lb3")
     backup = authorities(lab, "lb3")

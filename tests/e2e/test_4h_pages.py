@@ -125,7 +125,15 @@ def quick(page):
     return [one for one in COMMANDS[page] if not one.reason and not one.slow]
 
 
-@pytest.mark.parametrize("page", filter(quick, COMMANDS))
+#: Pages whose commands other files run too, so that `make test` leaves them out here.
+ELSEWHERE = {"support": "test_4e_support.py", "upgrade": "test_5e_upgrade.py"}
+READ = [
+    pytest.param(page, marks=[pytest.mark.slow] * (page in ELSEWHERE))
+    for page in filter(quick, COMMANDS)
+]
+
+
+@pytest.mark.parametrize("page", READ)
 def test_commands_run_as_they_are_written(lab, reader, page):
     script(lab, BEFORE.get(page))
     try:

@@ -12,6 +12,9 @@ from cluster import WEB, deploy, on_all, status, until, well
 from indigo_lab.topology import VIP
 from scan import FILTERED, OPEN, declared, everyone_scans, expected, scan, served
 
+# `make test` has the firewall of Indigo's own: test_4d_ports.py.
+pytestmark = pytest.mark.slow
+
 PROFILE = "compact"
 
 _INSTALL = """

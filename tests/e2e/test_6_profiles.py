@@ -8,8 +8,11 @@ from cluster import apply_all, changes, deploy, ready_nodes, well
 NODES = {"compact": {"host1", "host2", "host3"}, "single": {"salt"}}
 
 
-# The lab of compact comes with the cluster of the tests before, when those ran.
-@pytest.fixture(scope="module", params=NODES, autouse=True)
+# The files before deploy on compact in each run; its lab comes with their cluster, when those ran.
+_PROFILES = [pytest.param("compact", marks=pytest.mark.slow), "single"]
+
+
+@pytest.fixture(scope="module", params=_PROFILES, autouse=True)
 def lab(request, stage):
     return stage.take(request.param)
 
