@@ -182,6 +182,7 @@ def test_a_forced_run_makes_one_and_every_etcd_host_has_it(lab, figure):
     well(lab)
 
 
+@pytest.mark.slow
 def test_the_next_host_takes_over_when_one_is_down(lab):
     lab.kill("host3")
     try:
