@@ -117,7 +117,6 @@ def sound(seen: Report, limit: float) -> None:
 
 #: Of the cases of `make chaos`, those that `make test` has time for.
 QUICK = (
-    "power-off of etcd leader",
     "silent partition of VIP holder",
     "SIGKILL etcd of etcd leader",
     "SIGKILL kube-apiserver of master1",

@@ -274,6 +274,7 @@ def fingerprint(lab, master):
     return json.loads(done.stdout)[master]["set"]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_first_member_and_the_holder_of_the_tokens_are_replaced(lab, figure):
     tokens = fingerprint(lab, "master2")
     assert "it is no new machine" in refused(lab, "host=etcd1", what="replace")

@@ -353,6 +353,7 @@ def test_killed_half_way_and_run_again_a_restore_finishes(lab, written, figure):
     assert (again.code, again.changes) == (0, {}), again.told
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_was_brought_as_a_file_is_restored(lab, written, figure, tmp_path):
     # As somebody takes one by hand, before whatever he is about to do.
     save = (
