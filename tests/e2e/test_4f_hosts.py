@@ -14,6 +14,8 @@ import yaml
 from cluster import WEB, answering, deploy, kubectl, ready_nodes, status, until, well
 from indigo_lab.topology import Host
 
+pytestmark = pytest.mark.slow
+
 LB4 = Host("lb4", "10.77.0.14", ("lb",))
 ETCD4 = Host("etcd4", "10.77.0.24", ("etcd",))
 ETCD5 = Host("etcd5", "10.77.0.25", ("etcd",))
@@ -151,7 +153,6 @@ def test_four_hosts_come_with_one_deploy_and_only_who_must_know_changes(lab, fig
 # Refusals ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_what_is_unsafe_is_refused_and_says_what_to_do_first(lab):
     assert "certificate authorities" in refused(lab, "host=salt")
     assert "is not declared" in refused(lab, "host=node9")
@@ -173,7 +174,6 @@ def test_what_is_unsafe_is_refused_and_says_what_to_do_first(lab):
     assert set(members(lab)) == {"etcd1", "etcd2", "etcd3", "etcd4", "etcd5"}
 
 
-@pytest.mark.slow
 def test_a_drain_keeps_to_the_budget_and_says_which_one_held_it(lab):
     newer = "policy/v1\n" in lab.kubectl("api-versions").stdout
     budget = BUDGET.format(version="v1" if newer else "v1beta1")
@@ -274,7 +274,6 @@ def fingerprint(lab, master):
     return json.loads(done.stdout)[master]["set"]["fingerprint"]
 
 
-@pytest.mark.slow
 def test_the_first_member_and_the_holder_of_the_tokens_are_replaced(lab, figure):
     tokens = fingerprint(lab, "master2")
     assert "it is no new machine" in refused(lab, "host=etcd1", what="replace")
@@ -332,7 +331,6 @@ def give_authorities(lab, old, new):
     lab.exec(old, ["rm", "-rf", "/etc/indigo/ca"], check=True)
 
 
-@pytest.mark.slow
 def test_the_host_of_the_authorities_is_replaced_from_its_backup(lab, figure):
     give_authorities(lab, "salt", "lb3")
     backup = authorities(lab, "lb3")

@@ -392,6 +392,7 @@ def test_with_a_quorum_there_is_nothing_to_recover(lab):
     assert done.changes == {}
 
 
+@pytest.mark.slow
 def test_the_quorum_is_lost_and_one_member_brings_it_back(lab, written, figure):
     for host in ("host2", "host3"):
         lab.kill(host)

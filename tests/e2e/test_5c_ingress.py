@@ -322,6 +322,7 @@ def test_its_page_is_seen_from_its_host_alone(lab):
         assert (code, "refused" in why) == (0, True), why
 
 
+@pytest.mark.slow
 def test_a_node_that_carries_it_is_lost(lab, figure):
     moved_to(lab, "host1")
     found = lost(lab, "host3")
@@ -348,6 +349,7 @@ def test_the_load_balancer_with_the_address_is_lost(lab, figure):
     well(lab)
 
 
+@pytest.mark.slow
 def test_an_update_of_the_controllers_fails_no_request(lab, figure):
     """One after the other, each told apart from one that broke: haproxy sees that it is going."""
     with ThreadPoolExecutor(1) as pool:

@@ -350,6 +350,7 @@ def test_no_pod_has_more_rights_than_it_needs(lab):
     assert budget["status"]["disruptionsAllowed"] == 1
 
 
+@pytest.mark.slow
 def test_a_host_that_is_gone_is_told_by_name_and_raises_an_alert(lab):
     address = next(ip for ip, node in replicas(lab).items() if node != "host3")
     lab.exec("host3", ["systemctl", "stop", "haproxy"], check=True)

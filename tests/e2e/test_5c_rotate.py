@@ -87,6 +87,7 @@ def secrets_by_key(lab) -> dict[str, int]:
     return answers(lab, "host1", "indigo_rotate.stored")["host1"]
 
 
+@pytest.mark.slow
 def test_the_encryption_key_is_exchanged_also_by_a_run_that_was_killed(lab, figure):
     listed = [
         {"apiVersion": "v1", "kind": "Secret",
