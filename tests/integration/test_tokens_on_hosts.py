@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -346,8 +347,11 @@ def test_the_phase_of_an_exchange_goes_with_the_set(site):
 def signalled(daemon: Any, number: int) -> None:
     """Send a signal to a daemon and its children."""
     process = psutil.Process(daemon.pid)
-    for one in (process, *process.children(recursive=True)):
-        one.send_signal(number)
+    children = process.children(recursive=True)
+    process.send_signal(number)
+    for one in children:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a job's process may have ended meanwhile
+            one.send_signal(number)
 
 
 def test_a_silent_master_that_may_hold_the_set_stops_the_making_of_another(site):
