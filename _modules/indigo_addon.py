@@ -13,6 +13,7 @@ import base64
 import calendar
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -466,24 +467,30 @@ def apply(name: str, manifests: str, before: Iterable[Iterable[str]] | None) -> 
     _apply(json.dumps(inventory(name, objects | known)))
     for options, text in _ways(manifests):
         _apply(text, options)
-    _delete(known - objects)
+    failed = _delete({name: known - objects})
+    if failed:
+        raise CommandExecutionError(failed[name])
     _apply(json.dumps(inventory(name, objects)))
 
 
-def remove(name: str, objects: Iterable[Iterable[str]]) -> None:
-    """Take an add-on out of the cluster: its objects, then its inventory.
+def remove(gone: Mapping[str, Iterable[Iterable[str]]]) -> dict[str, str]:
+    """Take add-ons out of the cluster: the objects of all, then the inventory of each.
 
-    Raises:
-        CommandExecutionError: kubectl or the API refuses.
+    Args:
+        gone: Add-ons, and the identities of what each has brought.
+
+    Returns:
+        For each add-on that is not gone, what kubectl or the API said; the others are.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt master1 indigo_addon.remove coredns '[]'
+        salt master1 indigo_addon.remove '{coredns: []}'
     """
-    _delete({tuple(one) for one in objects})  # type: ignore[misc]
-    _delete({identity(inventory(name, ()))})
+    failed = _delete({name: {tuple(one) for one in gone[name]} for name in gone})  # type: ignore[misc]
+    left = {name: {identity(inventory(name, ()))} for name in gone if name not in failed}
+    return failed | _delete(left)
 
 
 def has_secret(namespace: str, name: str) -> bool:
@@ -698,18 +705,36 @@ def _apply(text: str, options: Iterable[str] = _SERVER_SIDE) -> None:
 
 
 #: A claim goes when no pod has it, a volume when no claim does.
-_LATE = {"PersistentVolumeClaim": 1, **dict.fromkeys(FIRST, 2), "PersistentVolume": 3}
+_LATE = {
+    kind: place
+    for place, kind in enumerate(("PersistentVolumeClaim", *FIRST, "PersistentVolume"), 1)
+}
 
 
-def _delete(objects: Iterable[Identity]) -> None:
-    # What others stand on goes last.
-    for one in sorted(objects, key=lambda one: (_LATE.get(one[1], 0), one)):
-        try:
-            _kubectl("delete", "--ignore-not-found", "--timeout=110s", *reference(one))
-        except CommandExecutionError:
-            # Of a group that the API does not have there is nothing, and kubectl cannot name it.
-            if not one[0] or _served(one[0]):
-                raise
+def _delete(gone: Mapping[str, Iterable[Identity]]) -> dict[str, str]:
+    """Delete objects of add-ons: for each that failed, why. What others stand on goes last."""
+    failed: dict[str, str] = {}
+    owned = sorted((_LATE.get(one[1], 0), name, one) for name in gone for one in gone[name])
+    for late, some in itertools.groupby(owned, key=lambda each: each[0]):
+        tier = list(some)
+        # What ends slowly, as a namespace with its pods does, does so all at the same time.
+        for how in ("--wait=false", "--timeout=110s")[not late or len(tier) == 1 :]:
+            for _, name, one in tier:
+                if name not in failed:
+                    try:
+                        _delete_one(one, how)
+                    except CommandExecutionError as err:
+                        failed[name] = f"{title(one)}: {err}"
+    return failed
+
+
+def _delete_one(one: Identity, how: str) -> None:
+    try:
+        _kubectl("delete", "--ignore-not-found", how, *reference(one))
+    except CommandExecutionError:
+        # Of a group that the API does not have there is nothing, and kubectl cannot name it.
+        if not one[0] or _served(one[0]):
+            raise
 
 
 def _served(group: str) -> bool:

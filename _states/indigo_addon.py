@@ -184,7 +184,8 @@ def only(
         sources: Where the folders of services lie: those of others are removed.
 
     Returns:
-        ``changes`` maps each add-on to ``removed``. Objects that nobody's inventory names are
+        ``changes`` maps each add-on that is gone to ``removed``; one that cannot go keeps no other
+        from going, and fails the state by name. Objects that nobody's inventory names are
         not touched.
 
     Example:
@@ -198,12 +199,14 @@ def only(
     ret = _result(name)
     test = bool(__opts__["test"])
     names = set(declared)
+    failed: Mapping[str, str] = {}
     try:
         found = __salt__["indigo_addon.installed"]()
         gone = sorted(set(found) - names)
         if not test:
-            for one in gone:
-                __salt__["indigo_addon.remove"](one, found[one])
+            if gone:
+                failed = __salt__["indigo_addon.remove"]({one: found[one] for one in gone})
+            names |= set(failed)
             for path in Path(folder).glob("*.yaml") if folder else ():
                 if path.stem not in names:
                     path.unlink()
@@ -214,7 +217,10 @@ def only(
         if test:
             return {**ret, "result": None, "comment": f"Cannot be told yet: {err}"}
         return {**ret, "result": False, "comment": str(err)}
-    ret["changes"] = dict.fromkeys(gone, "removed")
+    ret["changes"] = {one: "removed" for one in gone if one not in failed}
+    if failed:
+        told = "\n".join(f"{one} is not gone: {why}" for one, why in failed.items())
+        return {**ret, "result": False, "comment": told}
     return _told(ret, test, "There is no other")
 
 

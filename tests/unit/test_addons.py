@@ -241,7 +241,7 @@ def test_what_the_aggregator_keeps_is_applied_by_the_client(kubectl, tmp_path):
 
 
 def test_an_addon_goes_before_its_inventory(kubectl):
-    module.remove("x", [list(DEPLOYMENT)])
+    assert module.remove({"x": [list(DEPLOYMENT)]}) == {}
     assert [call[1] for call in kubectl.calls] == [
         ("Deployment.apps", "b"),
         ("ConfigMap", "indigo-addon-x"),
@@ -305,22 +305,51 @@ def test_what_the_api_knows_nothing_of_is_gone_and_all_else_is_an_error(
     functions = {"indigo_kube.request": lambda *_, **__: {"status": status}}
     monkeypatch.setattr(module, "__salt__", functions, raising=False)
     objects = [(group, "Thing", "", "t"), DEPLOYMENT]
+    failed = module._delete({"x": objects, "y": [SERVICE]})
     if goes:
-        module._delete(objects)
-        assert deleted == ["b"]
+        assert (failed, deleted) == ({}, ["b", "a"])
     else:
-        with pytest.raises(CommandExecutionError, match="resource type"):
-            module._delete(objects)
+        assert list(failed) == ["x"] and "resource type" in failed["x"]
+        assert deleted[-1] == "a"  # another add-on goes all the same
 
 
 def test_what_others_stand_on_goes_last(kubectl):
-    module.remove("x", [("", "Namespace", "", "n"), OLD, DEPLOYMENT])
+    module.remove({"x": [("", "Namespace", "", "n"), OLD, DEPLOYMENT]})
     assert [call[1][0] for call in kubectl.calls] == [
         "ConfigMap",
         "Deployment.apps",
         "Namespace",
         "ConfigMap",
     ]
+
+
+def test_what_ends_slowly_ends_all_at_the_same_time(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        module, "_kubectl", lambda *words, stdin=None: told.append((words[2], words[-1]))
+    )
+    gone = {name: [("", "Namespace", "", name), OLD] for name in ("x", "y")}
+    assert module.remove(gone) == {}
+    end, wait = "--wait=false", "--timeout=110s"
+    assert told == [
+        (wait, "old"), (wait, "old"),
+        (end, "x"), (end, "y"), (wait, "x"), (wait, "y"),
+        (wait, "indigo-addon-x"), (wait, "indigo-addon-y"),
+    ]  # fmt: skip
+
+
+def test_what_cannot_go_keeps_its_inventory_and_no_other_add_on(monkeypatch):
+    deleted = []
+
+    def stuck(*words, stdin=None):
+        if words[-1] == "x":
+            raise CommandExecutionError("timed out waiting for the condition")
+        deleted.append(words[-1])
+
+    monkeypatch.setattr(module, "_kubectl", stuck)
+    gone = {name: [("", "Namespace", "", name)] for name in ("x", "y")}
+    assert module.remove(gone) == {"x": "Namespace x: timed out waiting for the condition"}
+    assert deleted == ["y", "y", "indigo-addon-y"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1\n", "kind: Service\nmetadata: {}\n"])
@@ -340,6 +369,7 @@ def run(monkeypatch):
 
     def runner(function, *arguments, test=False, error=None, installed=None, pending=None, **more):
         done: list[str] = []
+        stuck = more.pop("stuck", {})
 
         def inventories():
             if error:
@@ -350,7 +380,7 @@ def run(monkeypatch):
             "indigo_addon.installed": inventories,
             "indigo_addon.pending": lambda *_: pending or {},
             "indigo_addon.apply": lambda name, *_: done.append(f"apply {name}"),
-            "indigo_addon.remove": lambda name, *_: done.append(f"remove {name}"),
+            "indigo_addon.remove": lambda gone: done.append(f"remove {' '.join(gone)}") or stuck,
         }
         monkeypatch.setattr(state, "__salt__", functions, raising=False)
         monkeypatch.setattr(state, "__opts__", {"test": test}, raising=False)
@@ -387,6 +417,19 @@ def test_only_removes_what_an_inventory_names_and_nobody_declares(run, tmp_path,
     assert (ret["result"], done) == ((None, []) if test else (True, ["remove y"]))
     assert (tmp_path / "y.yaml").exists() is test
     assert (tmp_path / "x.yaml").exists()
+    ret, done = run(state.only, "n", ["x"], str(tmp_path), installed={"x": []})
+    assert (ret["result"], ret["changes"], done) == (True, {}, [])
+
+
+def test_an_add_on_that_cannot_go_fails_by_name_and_the_others_are_told_as_gone(run, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.yaml").touch()
+    found = {"x": [OLD], "y": [OLD]}
+    stuck = {"x": "Namespace x: timed out"}
+    ret, _ = run(state.only, "n", [], str(tmp_path), installed=found, stuck=stuck)
+    assert (ret["result"], ret["changes"]) == (False, {"y": "removed"})
+    assert ret["comment"] == "x is not gone: Namespace x: timed out"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.yaml"]
 
 
 # --- the cache of names on nodes ---------------------------------------------------------------
