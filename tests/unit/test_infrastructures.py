@@ -162,13 +162,12 @@ def test_images_that_nobody_pinned_are_those_of_two_services():
 def test_its_disk_goes_after_its_pod_and_before_its_namespace(monkeypatch):
     gone = []
     monkeypatch.setattr(module, "_kubectl", lambda *words: gone.append(words[-2]))
-    module._delete(
-        {
-            ("", "Namespace", "", "im"),
-            ("", "PersistentVolumeClaim", "im", "im"),
-            ("apps", "Deployment", "im", "im"),
-        }
-    )
+    objects = {
+        ("", "Namespace", "", "im"),
+        ("", "PersistentVolumeClaim", "im", "im"),
+        ("apps", "Deployment", "im", "im"),
+    }
+    assert module._delete({"x": objects}) == {}
     assert gone == ["Deployment.apps", "PersistentVolumeClaim", "Namespace"]
 
 

@@ -232,14 +232,13 @@ def test_what_the_api_refuses_is_told(monkeypatch, method):
 def test_claims_and_volumes_go_after_what_uses_them(monkeypatch):
     gone: list[str] = []
     monkeypatch.setattr(module, "_kubectl", lambda *words, **_: gone.append(words[-2]))
-    module._delete(
-        {
-            ("", "PersistentVolume", "", "v"),
-            ("", "PersistentVolumeClaim", "n", "c"),
-            ("", "Namespace", "", "n"),
-            ("apps", "StatefulSet", "n", "s"),
-        }
-    )
+    objects = {
+        ("", "PersistentVolume", "", "v"),
+        ("", "PersistentVolumeClaim", "n", "c"),
+        ("", "Namespace", "", "n"),
+        ("apps", "StatefulSet", "n", "s"),
+    }
+    assert module._delete({"x": objects}) == {}
     assert gone == ["StatefulSet.apps", "PersistentVolumeClaim", "Namespace", "PersistentVolume"]
 
 
