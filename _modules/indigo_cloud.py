@@ -177,7 +177,9 @@ def difference(cloud: Mapping[str, Any]) -> str | None:
 
 
 def bring(cloud: Mapping[str, Any]) -> None:
-    """Write the Secret into the cluster; its namespace is there.
+    """Write the Secret into the cluster, with its namespace where that is not there yet.
+
+    It is there before what reads it at its start, and so before the add-on.
 
     Raises:
         CommandExecutionError: See :func:`manifest`; or the API refuses.
@@ -187,11 +189,20 @@ def bring(cloud: Mapping[str, Any]) -> None:
     folder = f"/api/v1/namespaces/{namespace}/secrets"
     # As a whole: an authority that is no longer declared goes.
     replace = _live(cloud["secret"]) is not None
+    if not replace:
+        made = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}
+        _written("POST", "/api/v1/namespaces", made, f"Namespace {namespace}", also=409)
     method, path = ("PUT", f"{folder}/{name}") if replace else ("POST", folder)
-    answer = __salt__["indigo_kube.request"](method, path, found, server=_server())
-    if answer["status"] not in (200, 201):
+    _written(method, path, found, f"Secret {cloud['secret']}")
+
+
+def _written(
+    method: str, path: str, body: Mapping[str, Any], what: str, also: int | None = None
+) -> None:
+    answer = __salt__["indigo_kube.request"](method, path, body, server=_server())
+    if answer["status"] not in (200, 201, also):
         told = answer["body"].get("message", answer["status"])
-        raise CommandExecutionError(f"Secret {cloud['secret']} cannot be written: {told}")
+        raise CommandExecutionError(f"{what} cannot be written: {told}")
 
 
 def keep(sealed: Mapping[str, Any]) -> dict[str, bool]:

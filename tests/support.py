@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import importlib.util
+import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -58,3 +61,40 @@ def program(package: str, path: str) -> Path:
             apt.update()
             debian.unpack(apt.single([package])[package], folder)
     return folder / path
+
+
+class Pod:
+    """A server that answers as a pod would, on loopback; use it as a context manager.
+
+    Attributes:
+        answers: path, with its question -> status, and text or what is told in JSON.
+        asked: path and ``Authorization`` of each request.
+        port: where it listens.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {}
+        self.asked: list[tuple[str, str | None]] = []
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append((self.path, self.headers["Authorization"]))
+                status, said = outer.answers[self.path]
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write((said if isinstance(said, str) else json.dumps(said)).encode())
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Pod:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()

@@ -400,6 +400,9 @@ check_for_updates = false
 check_for_plugin_updates = false
 [plugins]
 preinstall_disabled = true
+public_key_retrieval_disabled = true
+[snapshots]
+external_enabled = false
 [news]
 news_feed_enabled = false
 [security]
@@ -410,17 +413,21 @@ allow_sign_up = false
 [log]
 mode = console
 [dashboards]
-default_home_dashboard_path = /etc/grafana/dashboards/overview.json
+default_home_dashboard_path = /etc/grafana-dashboards/overview.json
 """
+
+#: A folder of provisioning that Grafana looks for, with nothing in it.
+NONE = json.dumps({"apiVersion": 1})
 
 
 def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the manifests of Grafana are filled with, beside what the site set.
 
     Returns:
-        ``port``, ``files`` (name to text, of one ConfigMap), ``paths`` (name to where it is read),
-        ``digest``, ``dashboards`` (their uids), ``prometheus`` (address), ``claims``,
-        ``volumes``, and ``passwords`` that the add-on makes up once: name to namespace and keys.
+        ``port``, ``files`` (name to text, of one ConfigMap), ``paths`` (where in ``/etc/grafana``
+        to name), ``models`` (names of the dashboards' files), ``digest``, ``dashboards`` (their
+        uids), ``prometheus`` (address), ``claims``, ``volumes``, and ``passwords`` that the add-on
+        makes up once: name to namespace and keys.
     """
     sources = {
         "apiVersion": 1,
@@ -443,22 +450,26 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
                 "name": "indigo",
                 "type": "file",
                 "allowUiUpdates": False,
-                "options": {"path": "/etc/grafana/dashboards"},
+                "options": {"path": "/etc/grafana-dashboards"},
             }
         ],
     }
+    host = given.get("host")
     files = {
-        "grafana.ini": CONFIGURATION,
+        # Links that people share begin with it.
+        "grafana.ini": CONFIGURATION + (f"[server]\nroot_url = https://{host}/\n" if host else ""),
         "sources.yaml": json.dumps(sources, indent=1),
         "providers.yaml": json.dumps(providers, indent=1),
+        "none.yaml": NONE,
         # Names of lines are in double braces, which must not look like a template's own.
         **{f"{name}.json": json.dumps(dashboard(name)).replace("{{", "\\u007b{") for name in TABLE},
     }
     paths = {
         "grafana.ini": "grafana.ini",
-        "sources.yaml": "provisioning/datasources/indigo.yaml",
-        "providers.yaml": "provisioning/dashboards/indigo.yaml",
-        **{f"{name}.json": f"dashboards/{name}.json" for name in TABLE},
+        "provisioning/datasources/indigo.yaml": "sources.yaml",
+        "provisioning/dashboards/indigo.yaml": "providers.yaml",
+        "provisioning/plugins/none.yaml": "none.yaml",
+        "provisioning/alerting/none.yaml": "none.yaml",
     }
     claims, volumes = disks.storage(given)
     text = json.dumps(files, sort_keys=True)
@@ -466,6 +477,7 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         "port": PORT,
         "files": files,
         "paths": paths,
+        "models": [f"{name}.json" for name in TABLE],
         "digest": hashlib.sha256(text.encode()).hexdigest()[:16],
         "dashboards": [f"indigo-{name}" for name in TABLE],
         "prometheus": prometheus_address(cluster),

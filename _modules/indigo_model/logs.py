@@ -58,7 +58,7 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     claims, volumes = disks.storage(given)
     files = {
-        "fluent-bit.conf": fluent_bit(address(cluster)),
+        "fluent-bit.conf": fluent_bit(address(cluster), cluster.api_service),
         "parsers.conf": PARSERS,
         "ready.sh": script(given),
     }
@@ -125,6 +125,8 @@ def template() -> dict[str, Any]:
                 # Labels of pods are the users' own: one that clashes must not lose the line.
                 "index.mapping.ignore_malformed": True,
                 "index.mapping.total_fields.limit": 2000,
+                # A line with one field too many is kept, too; that field is not searched.
+                "index.mapping.total_fields.ignore_dynamic_beyond_limit": True,
             },
             "mappings": {
                 "properties": {
@@ -194,8 +196,14 @@ PARSERS = r"""
 """
 
 
-def fluent_bit(server: str) -> str:
-    """Fluent Bit's own file."""
+def fluent_bit(server: str, api: str) -> str:
+    """Fluent Bit's own file.
+
+    Args:
+        server: Address of Elasticsearch.
+        api: Address of the service ``kubernetes``. By its name Fluent Bit would wait for DNS for
+            three minutes before it starts, longer than its liveness probe waits.
+    """
     shared = f"""\
     Name                es
     Host                {server}
@@ -208,6 +216,9 @@ def fluent_bit(server: str) -> str:
     Replace_Dots        On
     Retry_Limit         no_limits
     Trace_Error         On
+    # An answer that it cannot hold counts as none: it would send the same lines again for ever
+    # (fluent/fluent-bit#3918).
+    Buffer_Size         False
     storage.total_limit_size  512M
 """
     return f"""\
@@ -238,7 +249,6 @@ def fluent_bit(server: str) -> str:
     Name                systemd
     Tag                 host.*
     DB                  /state/systemd.db
-    Path                /var/log/journal
     Read_From_Tail      On
     Strip_Underscores   On
     storage.type        filesystem
@@ -246,6 +256,7 @@ def fluent_bit(server: str) -> str:
 [FILTER]
     Name                kubernetes
     Match               kube.*
+    Kube_URL            https://{api}:443
     Merge_Log           Off
     Annotations         Off
     Buffer_Size         256k

@@ -39,6 +39,8 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "default_class": False,
         "type": None,
         "zone": None,
+        "any_zone": False,
+        "volumes_per_node": None,
         "keep": False,
         "snapshots": False,
         "cloud_controller": False,
@@ -67,10 +69,10 @@ CONTROLLER = "openstack-cloud-controller-manager"
 #: API server, at most one minor older.
 CONTROLLER_MINORS = (24, 34)
 
-#: Minor from which controllers have their new names.
-NEW_NAMES = 28
-
 METADATA = {"search-order": "configDrive,metadataService"}
+
+#: Option of the driver by which a volume's zone binds no pod to servers of a zone of that name.
+ANY_ZONE = "ignore-volume-az"
 
 
 def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,8 +82,8 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         ``cluster`` (its name), ``driver``, ``folder`` and ``secret`` (name) of the way to the
         cloud, ``clouds`` (the Secrets that the state makes, see :func:`cloud`), ``digest`` of what
         programs read at their start, ``replicas``, ``nodes``, ``parameters`` of the class,
-        ``node_password`` (whether nodes need the Secret), ``metadata`` (for those that do not),
-        and ``controllers`` (what the cloud controller is to run).
+        ``node_password`` (whether nodes need the Secret), ``node_sections`` (of ``cloud.conf``,
+        for those that do not).
     """
     minor = versions.minor(cluster.versions["kubernetes"])
     nodes = [host.name for host in cluster.with_role("node")]
@@ -101,8 +103,11 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
             if given[setting]
         },
         "node_password": minor < NO_PASSWORD_ON_NODES,
-        "metadata": METADATA,
-        "controllers": "service-lb-controller" if minor >= NEW_NAMES else "service",
+        "node_sections": {
+            name: {option: word for option, word in options.items() if option != ANY_ZONE}
+            for name, options in way["sections"].items()
+            if name in ("Metadata", "BlockStorage")
+        },
     }
 
 
@@ -138,8 +143,21 @@ def cloud(given: Mapping[str, Any]) -> dict[str, Any]:
         "Global": {"auth-url": given["auth_url"], "region": given["region"], **who},
         "Metadata": METADATA,
     }
+    disks = {
+        ANY_ZONE: "true" if given["any_zone"] else None,
+        "node-volume-attach-limit": given["volumes_per_node"],
+    }
+    if any(disks.values()):
+        sections["BlockStorage"] = {key: value for key, value in disks.items() if value}
     if given["cloud_controller"]:
-        balancers = {"subnet-id": given["subnet"], "floating-network-id": given["floating_network"]}
+        balancers = {
+            "subnet-id": given["subnet"],
+            "floating-network-id": given["floating_network"],
+            # Without it the first external network that it finds would give them an address.
+            "internal-lb": None if given["floating_network"] else "true",
+            # A node that does not answer stays a member, and would keep its share of connections.
+            "create-monitor": "true",
+        }
         sections["LoadBalancer"] = {key: value for key, value in balancers.items() if value}
     return {
         "secret": SECRET,

@@ -1717,7 +1717,8 @@ KEYS: tuple[Key, ...] = (
     Key(
         "addons.logging.size",
         "size",
-        "Room of all lines, in Mi, Gi or Ti.",
+        "Room of all lines, in Mi, Gi or Ti. Without `storage_class` all are lost when they need "
+        "more.",
         default=f"`{logs.DEFAULTS['size']}`",
         check=_size,
     ),
@@ -1840,6 +1841,21 @@ KEYS: tuple[Key, ...] = (
         "Cinder's availability zone.",
         default="that of the node",
         check=_plain,
+    ),
+    Key(
+        "addons.openstack.any_zone",
+        "boolean",
+        "Whether servers of every zone can use disks of `zone`, as where the cloud's zones of "
+        "disks are not those of servers.",
+        default="false",
+        check=_boolean,
+    ),
+    Key(
+        "addons.openstack.volumes_per_node",
+        "integer, 1 to 256",
+        "Volumes that the cloud attaches to one server at most.",
+        default="the driver's own: 256 up to Kubernetes 1.24, then none",
+        check=_integer(1, 256),
     ),
     Key(
         "addons.openstack.keep",
@@ -2615,6 +2631,13 @@ def _openstack_relations(known: _Known) -> Iterator[str]:
                 "both, or neither",
                 "add it: `sha256sum` shows the sum" if one == "ca" else f"delete {one}",
             )
+    if known.at(f"{path}.any_zone") and "zone" not in given:
+        yield _problem(
+            f"{path}.any_zone",
+            "true without zone",
+            "the zone of the disks beside it: else the cloud is asked for the server's",
+            "add zone: `openstack availability zone list --volume` shows them, or set it to false",
+        )
     wanted = known.at(f"{path}.cloud_controller")
     for key in ("subnet", "floating_network"):
         if key in given and not wanted:

@@ -32,6 +32,16 @@ The manifests of {{ name }} are in place:
     - require:
       - file: The folder of add-ons exists
 
+{% for cloud in addon.get('clouds', []) %}
+# Programs read it once, at their start: it comes before them.
+The way to the cloud of {{ name }} is in the cluster:
+  indigo_cloud.secret:
+    - name: {{ cloud.secret }}
+    - cloud: {{ cloud | tojson }}
+    - require:
+      - indigo_health: kube-apiserver serves
+{% endfor %}
+
 {{ name }} is in the cluster:
   indigo_addon.present:
     - name: {{ name }}
@@ -55,15 +65,6 @@ The certificate of {{ name }} is in the cluster:
     - token_file: {{ indigo.paths.tokens }}/admin
     - require:
       - sls: common.certificates
-      - indigo_addon: {{ name }} is in the cluster
-{% endfor %}
-
-{% for cloud in addon.get('clouds', []) %}
-The way to the cloud of {{ name }} is in the cluster:
-  indigo_cloud.secret:
-    - name: {{ cloud.secret }}
-    - cloud: {{ cloud | tojson }}
-    - require:
       - indigo_addon: {{ name }} is in the cluster
 {% endfor %}
 

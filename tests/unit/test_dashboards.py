@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import configparser
+import inspect
 import json
 import re
 from typing import Any
 
 import pytest
-from indigo_model import addons, dashboards, monitoring, validate, versions
+from indigo_model import addons, dashboards, master, monitoring, validate, versions
 from indigo_model.cluster import Cluster, Host, Vip
-from support import load
+from salt.exceptions import CommandExecutionError
+from support import Pod, load
 
 module = load("_modules", "indigo_addon")
 state = load("_states", "indigo_addon")
@@ -60,7 +63,7 @@ def test_panels_ask_only_jobs_that_are_scraped():
 
 def test_grafana_finds_all_its_files_and_knows_no_password():
     found = wanted()["grafana"]
-    assert set(found["paths"]) == set(found["files"])
+    assert {*found["paths"].values(), *found["models"]} == set(found["files"])
     assert all(re.fullmatch(r"[-._a-zA-Z0-9]+", key) for key in found["files"])
     assert "admin_password = $__file{/etc/grafana-admin/password}" in found["files"]["grafana.ini"]
     for name in dashboards.TABLE:
@@ -77,40 +80,81 @@ def test_what_shows_prometheus_needs_it():
     assert not [one for one in validate.problems(document) if one.startswith("addons")]
 
 
-@pytest.mark.parametrize(
-    ("pods", "there", "health", "why"),
-    [
-        (["10.0.0.1"], ["a", "b"], {"status": "OK"}, ""),
-        ([], ["a", "b"], {"status": "OK"}, "leads to no pod"),
-        (["10.0.0.1"], ["a"], {"status": "OK"}, "has no dashboard b"),
-        (["10.0.0.1"], ["a", "b"], {"status": "ERROR", "message": "refused"}, "refused"),
-    ],
-)
-def test_grafana_works_when_it_has_all_and_prometheus_answers_it(
-    monkeypatch, pods, there, health, why
-):
+@pytest.fixture
+def pod():
+    with Pod() as found:
+        yield found
+
+
+SEARCH, HEALTH = "/api/search?tag=indigo", "/api/datasources/uid/prometheus/health"
+
+
+@pytest.fixture
+def grafana(monkeypatch, pod):
+    """A Grafana that is well; its check."""
     password = base64.b64encode(b"s3cret").decode()
     salt = {"indigo_kube.get": lambda *_, **__: {"data": {"password": password}}}
     monkeypatch.setattr(module, "__salt__", salt, raising=False)
+    monkeypatch.setattr(module, "__context__", {}, raising=False)
     monkeypatch.setattr(module, "_server", lambda: "https://x")
-    monkeypatch.setattr(module, "_addresses", lambda *_: pods)
+    monkeypatch.setattr(module, "_addresses", lambda *_: ["127.0.0.1"])
+    pod.answers = {SEARCH: (200, [{"uid": "a"}, {"uid": "b"}]), HEALTH: (200, {"status": "OK"})}
+    return lambda: module._dashboards({"port": pod.port, "dashboards": ["a", "b"]})
 
-    def asked(url, key, headers, **_):
-        assert headers["Authorization"] == "Basic " + base64.b64encode(b"admin:s3cret").decode()
-        return health if url.endswith("/health") else [{"uid": one} for one in there]
 
-    monkeypatch.setattr(module, "_asked", asked)
-    found = module._dashboards({"port": 3000, "dashboards": ["a", "b"]})
-    assert why in found and bool(found) == bool(why)
+def test_grafana_works_when_it_has_all_and_prometheus_answers_it(monkeypatch, pod, grafana):
+    assert grafana() == ""
+    sent = "Basic " + base64.b64encode(b"admin:s3cret").decode()
+    assert pod.asked == [(SEARCH, sent), (HEALTH, sent)]
+    # It says so with an error of its own.
+    pod.answers[HEALTH] = (400, {"status": "ERROR", "message": "connection refused"})
+    assert grafana() == "127.0.0.1 gets no answers from Prometheus: connection refused"
+    pod.answers[SEARCH] = (200, [{"uid": "a"}])
+    assert grafana() == "127.0.0.1 has no dashboard b"
+    monkeypatch.setattr(module, "_addresses", lambda *_: [])
+    assert grafana() == "the service grafana leads to no pod"
+
+
+def test_a_wrong_password_is_tried_once_in_a_job(pod, grafana):
+    pod.answers[SEARCH] = (401, {"message": "Invalid username or password"})
+    with pytest.raises(CommandExecutionError, match="401"):
+        grafana()
+    assert "401" in grafana() and len(pod.asked) == 1
+    # Another error is asked again.
+    module.__context__.clear()
+    pod.answers[SEARCH] = (503, "")
+    for _ in range(2):
+        with pytest.raises(CommandExecutionError, match="503"):
+            grafana()
+
+
+def test_links_of_grafana_lead_to_its_host():
+    assert "root_url" not in wanted()["grafana"]["files"]["grafana.ini"]
+    found = wanted(grafana={"host": "graphs.example.org"})["grafana"]["files"]["grafana.ini"]
+    told = configparser.RawConfigParser()
+    told.read_string(found)
+    assert told["server"]["root_url"] == "https://graphs.example.org/"
 
 
 def test_headlamp_works_when_the_api_answers_through_all_of_it(monkeypatch):
     monkeypatch.setattr(module, "_addresses", lambda *_: ["10.0.0.1", "10.0.0.2"])
-    monkeypatch.setattr(module, "_asked", lambda *_: "v1.36.2")
+    monkeypatch.setattr(module, "_text", lambda url: "ok")
     assert module._browser({"replicas": 2}) == ""
     assert "leads to 2 of 3 replicas" in module._browser({"replicas": 3})
-    monkeypatch.setattr(module, "_asked", lambda *_: None)
-    assert "10.0.0.1 got None" in module._browser({"replicas": 2})
+    monkeypatch.setattr(module, "_text", lambda url: "<html>")
+    assert "10.0.0.1 got '<html>'" in module._browser({"replicas": 2})
+
+    def refused(url):
+        raise OSError("connection refused")
+
+    monkeypatch.setattr(module, "_text", refused)
+    assert "10.0.0.1:4466/clusters/main/livez does not answer" in module._browser({"replicas": 2})
+
+
+def test_what_headlamp_is_asked_any_api_server_answers_to_anybody():
+    """From 1.32 it knows nobody without a token anywhere else."""
+    (path,) = re.findall(r"clusters/main(/\w+)", inspect.getsource(module._browser))
+    assert path in master.HEALTH_PATHS
 
 
 # --- a Secret that is made up once ---------------------------------------------------------------

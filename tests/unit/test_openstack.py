@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import configparser
 import hashlib
 import json
 import re
@@ -151,8 +152,12 @@ def test_the_pillar_has_all_but_the_password():
 def test_load_balancers_are_told_where_they_are():
     more = {"cloud_controller": True, "subnet": "11", "floating_network": "33"}
     (way,) = wanted(**more)["clouds"]
-    expected = {"subnet-id": "11", "floating-network-id": "33"}
+    expected = {"subnet-id": "11", "floating-network-id": "33", "create-monitor": "true"}
     assert way["sections"]["LoadBalancer"] == expected
+    del more["floating_network"]
+    (inside,) = wanted(**more)["clouds"]
+    expected = {"subnet-id": "11", "internal-lb": "true", "create-monitor": "true"}
+    assert inside["sections"]["LoadBalancer"] == expected
     assert wanted(**more)["digest"] != wanted()["digest"]
 
 
@@ -170,13 +175,52 @@ def test_nodes_have_the_password_only_where_the_driver_needs_it_there():
         assert one["automountServiceAccountToken"] is False
 
 
+def test_what_is_said_of_disks_reaches_the_part_that_reads_it():
+    def told(kubernetes: str) -> list[configparser.RawConfigParser]:
+        more = {"zone": "disks", "any_zone": True, "volumes_per_node": 25}
+        found = objects(kubernetes=kubernetes, **more)
+        (way,) = wanted(kubernetes=kubernetes, **more)["clouds"]
+        texts = [module.text(way["sections"])]
+        if ("ConfigMap", "node") in found:
+            texts.append(found["ConfigMap", "node"]["data"]["cloud.conf"])
+        read = []
+        for text in texts:
+            read.append(configparser.RawConfigParser())
+            read[-1].read_string(text)
+        return read
+
+    (old,) = told("1.24.0")
+    new, node = told("1.25.0")
+    for one in (old, new):
+        expected = {"ignore-volume-az": '"true"', "node-volume-attach-limit": '"25"'}
+        assert dict(one["BlockStorage"]) == expected
+    assert dict(node["BlockStorage"]) == {"node-volume-attach-limit": '"25"'}
+    assert set(node.sections()) == {"BlockStorage", "Metadata"}
+    assert "BlockStorage" not in wanted()["clouds"][0]["sections"]
+
+
+def test_where_disks_are_checked_no_memory_is_short():
+    pod = objects()["DaemonSet", "cinder-node"]["spec"]["template"]["spec"]
+    assert "limits" not in pod["containers"][0]["resources"]
+
+
+def test_any_zone_needs_the_zone_of_the_disks():
+    document = yaml.safe_load(validate.EXAMPLE) | {
+        "addons": {"openstack": USER | {"any_zone": True}}
+    }
+    (problem,) = validate.problems(document)
+    assert "any_zone: found true without zone" in problem
+    document["addons"]["openstack"]["zone"] = "disks"
+    assert validate.problems(document) == []
+
+
 def test_a_cloud_controller_comes_when_wanted_and_may_touch_no_node():
     assert ("Deployment", "cloud-controller") not in objects()
     more = {"cloud_controller": True, "subnet": "11"}
-    for kubernetes, name in (("1.27.0", "service"), ("1.28.0", "service-lb-controller")):
+    for kubernetes in ("1.27.0", "1.28.0"):
         found = objects(kubernetes=kubernetes, **more)
         pod = found["Deployment", "cloud-controller"]["spec"]["template"]["spec"]
-        assert f"--controllers={name}" in pod["containers"][0]["args"]
+        assert "--controllers=service" in pod["containers"][0]["args"]
         for rule in found["ClusterRole", "indigo:cloud-controller"]["rules"]:
             if "nodes" in rule["resources"]:
                 assert set(rule["verbs"]) == {"get", "list", "watch"}
@@ -257,6 +301,7 @@ class Api:
     def __init__(self) -> None:
         self.live: dict[str, Any] | None = None
         self.asked: list[tuple[str, str]] = []
+        self.namespaces: list[str] = []
 
     def request(self, method, path, body=None, content="application/json", server=None):
         del content, server
@@ -264,6 +309,9 @@ class Api:
             found = self.live
             return {"status": 200 if found else 404, "body": found or {}}
         self.asked.append((method, path))
+        if body["kind"] == "Namespace":
+            self.namespaces.append(body["metadata"]["name"])
+            return {"status": 409 if self.namespaces.count("openstack") > 1 else 201, "body": {}}
         self.live = body
         return {"status": 201 if method == "POST" else 200, "body": body}
 
@@ -322,7 +370,11 @@ def test_the_secret_is_made_told_without_its_content_and_then_left_alone(api, fi
     # Without an authority any more the Secret has none.
     assert run(monkeypatch, way(file))["changes"] == {"Secret openstack/cloud": "updated"}
     assert set(api.live["data"]) == {"cloud.conf"}
-    assert [method for method, _ in api.asked] == ["POST", "PUT"]
+    assert [method for method, _ in api.asked] == ["POST", "POST", "PUT"]
+    assert api.namespaces == ["openstack"]
+    # A namespace that the add-on has made already is as good.
+    api.live = None
+    assert run(monkeypatch, cloud)["changes"] == {"Secret openstack/cloud": "created"}
 
 
 def test_a_new_password_is_brought_and_a_lost_file_keeps_the_old_one(api, file, monkeypatch):
