@@ -937,7 +937,7 @@ def _asked(
             found = json.load(answer)
         return found if key is None else found[key]
     except (OSError, ValueError, KeyError) as err:
-        raise CommandExecutionError(f"{url} does not answer: {err}") from err
+        raise CommandExecutionError(f"{url.partition('?')[0]} does not answer: {err}") from err
 
 
 def _long_term(settings: Mapping[str, Any]) -> str:
@@ -987,7 +987,7 @@ def _dashboards(settings: Mapping[str, Any]) -> str:
     url = f"{base}/search?tag=indigo"
     # A password is tried once in a job: at the fifth wrong one Grafana refuses the right one, too.
     if __context__.get(WRONG) == headers:
-        return f"{url} does not answer: 401, to the password of the Secret grafana-admin"
+        return f"{base}/search does not answer: 401, to the password of the Secret grafana-admin"
     try:
         there = {one["uid"] for one in _asked(url, None, headers=headers)}
     except CommandExecutionError as err:

@@ -171,6 +171,10 @@ def configuration(given: Mapping[str, Any]) -> str:
         "REST_ADDRESS": "0.0.0.0",  # noqa: S104 - of its pod
         "REST_PORT": PORT,
         "USER_DB": "/run/im/users.json",
+        # As in the file of upstream's image, which this one takes the place of.
+        "MAX_SIMULTANEOUS_LAUNCHES": 5,
+        "PLAYBOOK_RETRIES": 3,
+        "ANSIBLE_INSTALL_TIMEOUT": 900,
     }
     lines = [f"{name} = {option(value)}" for name, value in {**own, **given}.items()]
     return "\n".join(["[im]", *lines, ""])

@@ -78,7 +78,7 @@ def settings(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
         "rules": rules,
         "digest": hashlib.sha256((config + rules).encode()).hexdigest()[:16],
         "targets": {f"{name}.json": json.dumps(found, indent=1) for name, found in listed.items()},
-        # The rest is for the log of what was not compacted yet, which does not count.
+        # Blocks, and the log of what is not one yet; the rest is for the block that is written.
         "keep": f"{disks.mebibytes(given['size']) * 8 // 10}MB",
         "claims": claims,
         "volumes": volumes,
@@ -102,7 +102,7 @@ def influxdb(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
     claims, volumes = disks.storage(given)
     statements = (
         f"CREATE DATABASE {DATABASE}; "
-        f"ALTER RETENTION POLICY autogen ON {DATABASE} DURATION {_weeks(given['retention'])}"
+        f"ALTER RETENTION POLICY autogen ON {DATABASE} DURATION {_duration(given['retention'])}"
     )
     return {
         "address": influxdb_address(cluster),
@@ -115,13 +115,20 @@ def influxdb(cluster: Cluster, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _weeks(span: str) -> str:
+def _duration(span: str) -> str:
     """A time of the cluster file in units that InfluxDB knows, too: it has no years.
 
-    >>> _weeks("2y"), _weeks("90d")
-    ('104w', '90d')
+    InfluxDB deletes by shards, which are a week long by themselves, and refuses to keep less than
+    one. With 0 it chooses their length anew.
+
+    >>> _duration("2y"), _duration("90d"), _duration("72h")
+    ('104w', '90d', '72h SHARD DURATION 0s')
     """
-    return f"{int(span[:-1]) * 52}w" if span.endswith("y") else span
+    number, unit = int(span[:-1]), span[-1]
+    if unit == "y":
+        return f"{number * 52}w"
+    hours = number * {"h": 1, "d": 24, "w": 168}[unit]
+    return span if hours >= 168 else f"{span} SHARD DURATION 0s"
 
 
 def influxdb_address(cluster: Cluster) -> str:
@@ -279,6 +286,12 @@ def _pods() -> dict[str, Any]:
         "kubernetes_sd_configs": [{"role": "pod"}],
         "relabel_configs": [
             {"source_labels": [f"{annotation}_scrape"], "action": "keep", "regex": "true"},
+            # One that has ended has its address still, and would be down for ever.
+            {
+                "source_labels": ["__meta_kubernetes_pod_phase"],
+                "regex": "Succeeded|Failed",
+                "action": "drop",
+            },
             # Each pod once, at the port that it names, and not at each of its ports.
             {
                 "source_labels": ["__meta_kubernetes_pod_ip", f"{annotation}_port"],

@@ -276,7 +276,7 @@ exit $code
 SCHEMA_SCRIPT = """\
 #!/bin/sh
 set -eu
-schema=/usr/share/doc/zabbix-server-postgresql/create.sql.gz
+schema=/tmp/create.sql.gz
 ask() { psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --output=/dev/null "$@"; }
 until ask --command='SELECT 1'; do sleep 2; done
 if ! ask --command='SELECT 1 FROM dbversion' 2> /dev/null; then
@@ -335,6 +335,11 @@ umask 077
 {
   cat /indigo/server.conf
   echo "DBPassword=$DATABASE_PASSWORD"
+  # From 7.0 on it would have zabbix.com asked for newer releases; before that the key is an error.
+  case $(/usr/sbin/zabbix_server --version) in
+    *'(Zabbix) 6.'*) ;;
+    *) echo AllowSoftwareUpdateCheck=0 ;;
+  esac
 } > /tmp/zabbix_server.conf
 unset DATABASE_PASSWORD
 exec /usr/sbin/zabbix_server --foreground --config /tmp/zabbix_server.conf

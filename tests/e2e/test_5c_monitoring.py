@@ -30,7 +30,8 @@ SETTINGS = {
     "targets": [SITE],
 }
 CHANGED = SETTINGS | {"retention": "3d"}
-ARCHIVE = {"size": "256Mi", "memory": "512Mi"}
+#: Less than a week: InfluxDB's own unit, which it has to be told to change.
+ARCHIVE = {"size": "256Mi", "memory": "512Mi", "retention": "3d"}
 ALARM = {"webhooks": [f"http://{SITE}/alerts"], "watchdog": f"http://{SITE}/alive", "wait": 1}
 
 #: What a site has of its own: a file that is shown, and a receiver that notes what it is told.
@@ -329,6 +330,10 @@ def test_what_prometheus_finds_is_kept_in_influxdb(lab):
     url = f"http://{pod['status']['podIP']}:8086/query?{ask}"
     (result,) = fetched(lab, url)["results"]
     assert {one["tags"]["job"] for one in result["series"]} == set(JOBS)
+    policies = urlencode({"q": "SHOW RETENTION POLICIES ON prometheus"})
+    url = f"http://{pod['status']['podIP']}:8086/query?{policies}"
+    ((_, kept, shard, *_),) = fetched(lab, url)["results"][0]["series"][0]["values"]
+    assert (kept, shard) == ("72h0m0s", "24h0m0s")
 
 
 def test_a_second_run_changes_nothing(lab):

@@ -265,7 +265,18 @@ def test_prometheus_writes_to_where_influxdb_is_and_reads_from_there():
     assert not {"remote_write", "remote_read"} & set(json.loads(wanted()["config"]))
 
 
-@pytest.mark.parametrize(("given", "kept"), [("2y", "104w"), ("30d", "30d"), ("52w", "52w")])
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("2y", "104w"),
+        ("30d", "30d"),
+        ("52w", "52w"),
+        ("1w", "1w"),
+        ("7d", "7d"),
+        ("6d", "6d SHARD DURATION 0s"),
+        ("167h", "167h SHARD DURATION 0s"),
+    ],
+)
 def test_the_database_is_kept_as_long_as_declared(given, kept):
     query = parse_qs(urlsplit(both(retention=given)["influxdb"]["prepare"]).query)["q"][0]
     assert query.startswith("CREATE DATABASE prometheus;")
