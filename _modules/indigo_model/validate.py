@@ -2065,7 +2065,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "services.accounting.memory",
         "size",
-        "Memory that a run may take.",
+        "Memory that a run may take; upstream reckons with 10 KiB for each pod that ended.",
         default=f"`{accounting.DEFAULTS['memory']}`",
         check=_size,
     ),
