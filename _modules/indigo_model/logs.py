@@ -218,7 +218,7 @@ def fluent_bit(server: str, api: str) -> str:
     Trace_Error         On
     # An answer that it cannot hold counts as none: it would send the same lines again for ever
     # (fluent/fluent-bit#3918).
-    Buffer_Size         False
+    Buffer_Size         false
     storage.total_limit_size  512M
 """
     return f"""\

@@ -34,7 +34,7 @@ def test_it_starts_where_the_journal_is_kept_in_memory():
 
 def test_an_answer_to_any_number_of_lines_is_read():
     """One that is cut off counts as none, and the same lines are sent again for ever."""
-    assert FILE.count("Buffer_Size         False") == FILE.count("[OUTPUT]") == 2
+    assert FILE.count("Buffer_Size         false") == FILE.count("[OUTPUT]") == 2
 
 
 # --- its check -----------------------------------------------------------------------------------
