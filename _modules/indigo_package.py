@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -154,6 +155,10 @@ def fetch(declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
         ``salt lb1 indigo_package.fetch '{haproxy: 2.6.12-1+deb12u4}'``
     """
     found = differing(declared)
+    if shutil.which("dnf5"):
+        # Salt 3008.3 has no way to only download with it, and would install at once
+        # (salt/modules/yumpkg.py, install): it is downloaded as it is exchanged.
+        return found
     refresh = True
     # One by one: Salt downloads the last and installs the others where some are newer, some older.
     for name, change in found.items():
@@ -188,7 +193,7 @@ def exchange(declared: Mapping[str, str]) -> dict[str, dict[str, str]]:
             f"{name} is {change['old'] or 'not installed'}, declared is {change['new']}"
             for name, change in left.items()
         )
-        raise CommandExecutionError(f"{told}; see /var/log/apt/term.log or the manager's own log")
+        raise CommandExecutionError(f"{told}; see the log of the host's package manager")
     return found
 
 
@@ -201,7 +206,9 @@ def _install(packages: Mapping[str, str], **options: Any) -> None:
         keys = ", ".join(f"packages.{name}: {version}" for name, version in packages.items())
         raise CommandExecutionError(
             f"{keys} cannot be had: {' '.join(str(error).split())}. Expected a version that this "
-            f"host's repositories have; see there: apt-cache policy {' '.join(packages)}"
+            f"host's repositories have; see there: "
+            + ("apt-cache policy " if _status() is not None else "dnf list --showduplicates ")
+            + " ".join(packages)
         ) from error
 
 

@@ -130,7 +130,12 @@ def taken(ports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
         salt-call indigo_preflight.taken "$(salt-call --out=json pillar.get indigo:ports)"
     """
-    wanted = [port for port in ports if isinstance(port, Mapping)]
+    wanted = [
+        # As the kernel names it: Fedora's /usr/sbin is a link to /usr/bin.
+        {**port, "program": _real(port["program"])}
+        for port in ports
+        if isinstance(port, Mapping)
+    ]
     hits = [
         (port, listener) for listener in _listeners() for port in wanted if _meet(port, listener)
     ]
@@ -159,6 +164,11 @@ def taken(ports: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _real(path: str) -> str:
+    """A path without links in it; a folder keeps the slash at its end."""
+    return os.path.realpath(path) + ("/" if path.endswith("/") else "")
 
 
 def _meet(port: Mapping[str, Any], listener: Mapping[str, Any]) -> bool:

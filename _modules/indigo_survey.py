@@ -49,11 +49,11 @@ def survey() -> dict[str, Any]:
     """What this host says of itself beyond the facts of every deploy; changes nothing.
 
     Returns:
-        ``memory_mb``, ``swap`` (whether there is some), ``kernel`` (release), ``lacks`` (kernel
-        modules that cannot be had), ``fixed`` (settings that cannot be written), ``running``
-        (rival services and packet filters that run), ``name`` (empty, or why the host's own
-        name does not resolve), ``sources`` (place that serves artifacts to empty, or why not) and
-        ``salt`` (version).
+        ``memory_mb``, ``swap`` (whether there is some), ``enforcing`` (whether SELinux is),
+        ``kernel`` (release), ``lacks`` (kernel modules that cannot be had), ``fixed`` (settings
+        that cannot be written), ``running`` (rival services and packet filters that run), ``name``
+        (empty, or why the host's own name does not resolve), ``sources`` (place that serves
+        artifacts to empty, or why not) and ``salt`` (version).
 
     CLI Example:
 
@@ -70,6 +70,7 @@ def survey() -> dict[str, Any]:
     return {
         "memory_mb": memory.get("MemTotal", 0) // 1024,
         "swap": memory.get("SwapTotal", 0) > 0,
+        "enforcing": _enforcing(),
         "kernel": platform.release(),
         "lacks": [name for name in wanted if not _kernel_has(name)],
         "fixed": [path for role in roles for path in SETTINGS.get(role, ()) if not _writable(path)],
@@ -81,6 +82,14 @@ def survey() -> dict[str, Any]:
         },
         "salt": __grains__.get("saltversion"),
     }
+
+
+def _enforcing(path: str = "/sys/fs/selinux/enforce") -> bool:
+    """Whether SELinux refuses what its policy does not allow; False where there is none."""
+    try:
+        return Path(path).read_text(encoding="ascii").strip() == "1"
+    except OSError:
+        return False
 
 
 def _memory(path: str = "/proc/meminfo") -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import netaddr
 
-#: Supported systems: (family, name) to the releases that are rendered and tested.
+#: Supported systems: (family, name) to their releases. Run on Debian 12; the others are rendered.
 SYSTEMS = {
     ("Debian", "Debian"): {"12", "13"},
     ("Debian", "Ubuntu"): {"22", "24"},

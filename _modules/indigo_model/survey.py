@@ -91,6 +91,7 @@ def checks(
         _kernel(known),
         _rivals(cluster, known),
         _swap(cluster, known),
+        _selinux(cluster, known),
         _names(known),
         _sources(known),
         _reach(cluster, reached),
@@ -157,11 +158,25 @@ def _swap(cluster: Cluster, surveys: Mapping[str, Any]) -> Check:
     given = cluster.override("kubelet", "config").get("failSwapOn")
     problems = [
         f"{id_}: swap is on, and kubelet does not start with it: `swapoff -a` and take it out of "
-        "/etc/fstab, or set overrides.kubelet.config.failSwapOn: false"
+        "/etc/fstab (on Fedora also `dnf remove zram-generator-defaults`), or set "
+        "overrides.kubelet.config.failSwapOn: false"
         for id_, one in surveys.items()
         if one["swap"] and "node" in cluster.hosts[id_].roles and given is not False
     ]
     return _check("swap", "off on nodes" if given is not False else "allowed", problems)
+
+
+def _selinux(cluster: Cluster, surveys: Mapping[str, Any]) -> Check:
+    # By its policy a program that is started without a way to more rights keeps the domain of
+    # systemd, which may listen at any port and connect to few (fedora-selinux/selinux-policy#2663,
+    # #3281), and keepalived may not ask haproxy.
+    problems = [
+        f"{id_}: SELinux is enforcing, whose policy lets haproxy reach no server and keepalived "
+        "ask no haproxy: `setenforce 0`, and SELINUX=permissive in /etc/selinux/config"
+        for id_, one in surveys.items()
+        if one["enforcing"] and {"lb", "master"} & set(cluster.hosts[id_].roles)
+    ]
+    return _check("SELinux", "not enforcing on load balancers and masters", problems)
 
 
 def _names(surveys: Mapping[str, Any]) -> Check:

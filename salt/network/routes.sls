@@ -19,6 +19,20 @@ The sysctls of the pod network are in place:
     - context:
         interface: {{ interface }}
 
+# By default it takes routes that are not its own away whenever it starts, as after an update of systemd
+# (systemd/systemd#29716). It reads this then, and needs no restart now; without networkd nobody reads it.
+systemd-networkd leaves the pod network's routes alone:
+  file.managed:
+    - name: /etc/systemd/networkd.conf.d/90-indigo.conf
+    - contents: |
+        # Managed by Salt.
+        [Network]
+        ManageForeignRoutes=no
+    - user: root
+    - group: root
+    - mode: '0644'
+    - makedirs: True
+
 The unit of the pod network's routes is in place:
   file.managed:
     - name: /etc/systemd/system/indigo-routes.service

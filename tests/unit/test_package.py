@@ -187,6 +187,16 @@ def test_packages_are_downloaded_one_by_one_and_exchanged_together(package, monk
     assert package.exchange(NEWER) == {}
 
 
+def test_what_cannot_only_be_downloaded_is_not_installed_early(package, monkeypatch):
+    """With dnf5 Salt's pkg.install installs, whatever it is asked for."""
+    manager = Manager(package, monkeypatch, NEWER)
+    monkeypatch.setattr(package.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert set(package.fetch(NEWER)) == {"haproxy", "keepalived"}
+    assert manager.asked == []
+    package.exchange(NEWER)
+    assert len(manager.asked) == 1
+
+
 def test_a_version_that_nobody_has_names_the_key(package, monkeypatch):
     Manager(package, monkeypatch, {})
     with pytest.raises(CommandExecutionError, match=r"packages.haproxy: 2.7 cannot be had: E: Ver"):

@@ -29,6 +29,7 @@ PLAN = {
 GOOD = {
     "memory_mb": 4096,
     "swap": False,
+    "enforcing": False,
     "kernel": "6.1.0",
     "lacks": [],
     "fixed": [],
@@ -78,6 +79,8 @@ def test_hosts_that_are_fit_have_no_problem():
         ("kernel", "problem", {"lb1": {"fixed": ["net/ipv4/a"]}}, "setting net.ipv4.a cannot be"),
         ("swap", "problem", {"node1": {"swap": True}}, "node1: swap is on"),
         ("swap", "ok", {"etcd1": {"swap": True}}, ""),
+        ("SELinux", "problem", {"lb1": {"enforcing": True}}, "lb1: SELinux is enforcing"),
+        ("SELinux", "ok", {"node1": {"enforcing": True}, "etcd1": {"enforcing": True}}, ""),
         ("other services", "warning", {"node1": {"running": ["crio"]}}, "node1: crio runs"),
         ("other services", "warning", {"lb1": {"running": ["firewalld"]}}, "firewall: firewalld"),
         ("names", "warning", {"salt": {"name": "no such name"}}, "salt: its own host name"),

@@ -101,6 +101,25 @@ def test_digests_of_minion_and_master_agree(monkeypatch):
     assert facts_module.pillar_digest() == derive.digest(ours)
 
 
+def test_a_program_below_a_link_is_known_by_its_real_path(monkeypatch, tmp_path):
+    """The kernel names it so: /usr/sbin is a link to /usr/bin on Fedora."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "sbin").symlink_to("bin")
+    port = {"service": "haproxy", "protocol": "tcp", "port": 8443, "address": "10.0.0.9"}
+    listener = {"protocol": "tcp", "port": 8443, "address": "10.0.0.9", "inode": "7"}
+    monkeypatch.setattr(facts_module, "_listeners", lambda: [listener])
+
+    def found(program: str, declared: str) -> list[str]:
+        held = {"7": (42, f"{tmp_path}/{program}")}
+        monkeypatch.setattr(facts_module, "_holders", lambda *_: held)
+        wanted = [{**port, "program": f"{tmp_path}/{declared}"}]
+        return [one["program"] for one in facts_module.taken(wanted)]
+
+    assert found("bin/haproxy", "sbin/haproxy") == found("bin/etcd-3/etcd", "sbin/") == []
+    # A folder is a whole one, links or not.
+    assert found("binary/etcd", "sbin/") == [f"{tmp_path}/binary/etcd"]
+
+
 def test_the_code_digest_sees_names_and_contents_of_our_modules_alone(tmp_path):
     folders = [tmp_path / "modules", tmp_path / "states"]
     for folder in folders:
