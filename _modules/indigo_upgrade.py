@@ -32,9 +32,12 @@ UNITS = (
 MARK = "indigo/cordoned-by"
 OURS = "indigo.upgrade"
 
-#: The cluster's own programs, as ``managedFields`` names them: they come with the release.
+#: The cluster's own programs, as ``managedFields`` names them: they come with the release. So do
+#: add-ons, which are declared in the newest version that a release has: one that is as declared is
+#: not applied again, and keeps the name of the version that it was applied in.
 OWN = (
     "api-priority-and-fairness-config-",
+    "indigo",
     "kube-apiserver",
     "kube-controller-manager",
     "kube-proxy",
@@ -43,8 +46,11 @@ OWN = (
 )
 
 #: Never called by anyone who chose to: kube-controller-manager watches every kind of object under
-#: each group that has it, and this group has nothing else.
-UNAVOIDABLE = (("extensions", "v1beta1", "ingresses"),)
+#: each group that has it, and these it has in no other version.
+UNAVOIDABLE = (
+    ("extensions", "v1beta1", "ingresses"),
+    ("policy", "v1beta1", "podsecuritypolicies"),
+)
 
 #: Counter of an API server, since 1.19.
 REQUESTED = "apiserver_requested_deprecated_apis"

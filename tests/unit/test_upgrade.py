@@ -488,6 +488,7 @@ def test_objects_of_removed_apis_are_found_with_who_wrote_them(monkeypatch):
         "/apis/batch/v1/cronjobs?limit=500": ([
             item("old", ("helm", "batch/v1beta1"), ("me", "batch/v1")),
             item("system", ("kube-controller-manager", "batch/v1beta1")),
+            item("addon", ("indigo", "batch/v1beta1")),
         ], "next"),
         "/apis/batch/v1/cronjobs?limit=500&continue=next": ([item("new", ("me", "batch/v1"))], ""),
         "/apis/policy/v1beta1/podsecuritypolicies?limit=500": ([item("strict")], ""),
@@ -510,7 +511,7 @@ def test_objects_of_removed_apis_are_found_with_who_wrote_them(monkeypatch):
     ]  # fmt: skip
     found = MODULE.removed(rows, 25)
     assert found == {
-        "requested": ["batch/v1beta1 cronjobs", "policy/v1beta1 podsecuritypolicies"],
+        "requested": ["batch/v1beta1 cronjobs"],
         "objects": {
             "batch/v1beta1 cronjobs": {"x/old": ["helm"]},
             "policy/v1beta1 podsecuritypolicies": {"strict": []},
