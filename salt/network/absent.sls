@@ -10,7 +10,10 @@ The unit of {{ name }} is gone:
       - indigo_service: {{ name }} is stopped
 {% endfor %}
 
-{% for path in ['/etc/sysctl.d/90-indigo-network.conf', '/etc/systemd/networkd.conf.d/90-indigo.conf', '/etc/cni/net.d/10-flannel.conflist', '/etc/kube-flannel', '/opt/indigo/cni'] %}
+{% for path in [
+    '/etc/sysctl.d/90-indigo-network.conf', '/etc/systemd/networkd.conf.d/90-indigo.conf',
+    '/etc/cni/net.d/10-flannel.conflist', '/etc/kube-flannel', '/opt/indigo/cni',
+] %}
 {{ path }} is gone:
   file.absent:
     - name: {{ path }}
