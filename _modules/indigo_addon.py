@@ -991,7 +991,7 @@ def _dashboards(settings: Mapping[str, Any]) -> str:
     try:
         there = {one["uid"] for one in _asked(url, None, headers=headers)}
     except CommandExecutionError as err:
-        if "401" in str(err.__cause__):
+        if getattr(err.__cause__, "code", None) == 401:
             __context__[WRONG] = headers
         raise
     missing = sorted(set(settings["dashboards"]) - there)
